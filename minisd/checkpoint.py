@@ -1,0 +1,332 @@
+"""An original checkpoint file -> StableDiffusion, without running anything that is in the file.
+
+The modules' attributes are named as the checkpoint's keys are, so that loading is: strip the prefix, load strictly.
+There is no table of renames to trust. What the key names mean, README.md tells row by row.
+"""
+
+import json
+import mmap
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mode
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+
+from minisd.schedule import ABAR
+from minisd.tensor_file import Tensor, TensorFileError, contiguous, read_tensors
+from minisd.text_encoder import TextEncoder
+from minisd.tokenizer import Tokenizer
+from minisd.unet import SD1, Row, Table, UNet
+from minisd.vae import VAE
+
+Shapes = dict[str, tuple[int, ...]]
+
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.text_model.",
+}
+# Left over by name: the training schedule, which minisd.schedule computes, and the numbers 0 to 76.
+SCHEDULE_BUFFERS = set(
+    """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
+    posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2""".split()
+)
+POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# Latent -> RGB, a quick look without the decoder: rgb in [-1, 1] = latent @ factors + bias. For SD 1.4, by
+# keturn; the document's figures were drawn with these.
+SD1_LATENT_RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
+
+
+class CheckpointError(TensorFileError):
+    """The file holds tensors, but not those of an SD 1.x model; the message says which, or what it is instead."""
+
+
+@dataclass
+class StableDiffusion:
+    """The three models and the tokenizer, as the file holds them, with what names and shapes don't tell."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder  # float32 always: it runs once, and its errors would be in every step
+    unet: UNet
+    vae: VAE
+    path: Path
+    device: torch.device
+    name: str = "SD 1.x"
+    licence: str = ""
+    native_size: int = 512  # pixels a side that it was trained on
+    latent_rgb: Iterable[Iterable[float]] = SD1_LATENT_RGB
+    latent_rgb_bias: Iterable[float] = (0.0, 0.0, 0.0)
+
+    @property
+    def multiple(self) -> int:
+        """Pictures' sides must be multiples of this: 64 in SD 1.x, 8 of the autoencoder times 8 of the UNet."""
+        return self.vae.factor * self.unet.factor
+
+    def text_states(self, prompts: list[str]) -> torch.Tensor:
+        """(B,) prompts -> (B, 77, C) float32, which the UNet takes as context."""
+        return self.text_encoder(self.tokenizer(prompts))
+
+
+def load(
+    path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> StableDiffusion:
+    """Load an SD 1.x checkpoint, .ckpt or .safetensors; None loads the small weights that come with minisd.
+
+    UNet and autoencoder get `dtype` (float32, bfloat16 or float16), the text encoder is float32. Tensors that are of
+    that dtype in the file stay there, memory-mapped, until they are used. Raises CheckpointError (a ValueError),
+    with one line that says what is wrong, and OSError.
+    """
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
+    path = Path(path) if path else bundled_weights()
+    tensors, metadata = read_tensors(path)
+    try:
+        parts = split(tensors)
+        facts = read_facts(metadata)
+        models = build(parts, facts.pop("unet_heads", 8), facts.pop("text_heads", 12))
+        with open(path, "rb") as file:
+            warn_of_other_schedule(tensors, file)
+            for part, model in models.items():
+                fill(model, parts[part], file, torch.float32 if part == "text_encoder" else dtype, PREFIXES[part])
+                model.to(device)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return StableDiffusion(Tokenizer(), **models, path=path, device=torch.device(device), **facts)
+
+
+def bundled_weights() -> Path:
+    """The weights that come with minisd: in the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if (path := folder / "emoji-starter.safetensors").exists():
+            return path
+    raise CheckpointError("minisd's own weights are missing from this installation: install it again, or name a file")
+
+
+def split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by model, prefixes stripped. What is left over must be known by name. Names other kinds of files."""
+    refuse_other_models({name: tensor.shape for name, tensor in tensors.items()})
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
+    unknown, ema = [], 0
+    for name, tensor in tensors.items():
+        # Newer versions of transformers dropped one level of the text encoder's names.
+        key = re.sub(r"^cond_stage_model\.transformer\.(?!text_model\.)", PREFIXES["text_encoder"], name)
+        if key in SCHEDULE_BUFFERS or key == POSITION_IDS:
+            wanted = (1, 77) if key == POSITION_IDS else (1000,)
+            if tensor.shape != wanted:
+                raise CheckpointError(f"wrong shape: {name} is {tensor.shape}, should be {wanted}")
+        elif key.startswith("model_ema."):
+            ema += 1
+        elif part := next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), None):
+            parts[part][key.removeprefix(PREFIXES[part])] = tensor
+        else:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(f"tensors that SD 1.x does not have: {listed(unknown)}")
+    if ema:
+        warnings.warn(f"ignored {ema} tensors model_ema.*, the training average beside the weights", stacklevel=3)
+    return parts
+
+
+def refuse_other_models(shapes: Shapes) -> None:
+    """Name a file of another model, or of a part of one, for what it is."""
+
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in shapes)
+
+    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 0))
+    context = shapes.get("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))
+    whole = "minisd needs a whole SD 1.x checkpoint in one file"
+    for found, what in [
+        (has("conditioner.embedders"), "an SDXL checkpoint: minisd is for SD 1.x"),
+        (has("cond_stage_model.model.") or context[1:] == (1024,), "an SD 2.x checkpoint: minisd is for SD 1.x"),
+        (has("model.diffusion_model.joint_blocks"), "an SD 3 checkpoint: minisd is for SD 1.x"),
+        (has("double_blocks", "model.diffusion_model.double_blocks"), "a Flux model: minisd is for SD 1.x"),
+        (first[1:2] == (9,), "an SD 1.x inpainting checkpoint (9 input channels): minisd inpaints with the plain one"),
+        (first[1:2] == (8,), "an instruct-pix2pix checkpoint (8 input channels): minisd needs the plain one"),
+        (has("lora_", "lora.") or any(".lora_" in name for name in shapes), f"a LoRA, not a model: {whole}"),
+        (has("control_model."), f"a ControlNet, not a model: {whole}"),
+        (has("emb_params"), f"a textual inversion embedding, not a model: {whole}"),
+        (has("unet.", "down_blocks.", "encoder.down_blocks."), f"in the diffusers layout: {whole}, by CompVis's names"),
+        (has("encoder.down.", "decoder.up."), f"an autoencoder alone: {whole}"),
+        (has("input_blocks.", "diffusion_model.input_blocks."), f"a UNet alone: {whole}"),
+        (has("text_model.", "transformer.text_model."), f"a text encoder alone: {whole}"),
+        (has("model_ema.") and not has(PREFIXES["unet"]), f"only training averages (model_ema.*): {whole}"),
+        (not has(PREFIXES["unet"]) and has(PREFIXES["vae"]), f"an autoencoder alone: {whole}"),
+        (has(PREFIXES["unet"]) and not has(PREFIXES["vae"]), f"a UNet without its autoencoder: {whole}"),
+        (has(PREFIXES["unet"]) and not has("cond_stage_model."), f"a UNet without its text encoder: {whole}"),
+        (not has(*PREFIXES.values()), "not an SD 1.x checkpoint: none of its tensors have SD's names"),
+    ]:
+        if found:
+            raise CheckpointError(f"this is {what}" if not what.startswith("not") else what)
+
+
+# ---- the architecture, read off names and shapes ---------------------------------------------------------------------
+
+
+def build(parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int) -> dict[str, nn.Module]:
+    """The three models without memory (on the meta device), as the file's names and shapes say that they are.
+
+    Raises CheckpointError that lists what differs, from them or from SD 1.x's, whichever the file is nearer to.
+    """
+    shapes = {part: {name: tensor.shape for name, tensor in found.items()} for part, found in parts.items()}
+    makers = {
+        "unet": lambda: UNet(read_unet_table(shapes["unet"]), unet_heads),
+        "vae": lambda: VAE(**read_vae(shapes["vae"])),
+        "text_encoder": lambda: TextEncoder(**read_text_encoder(shapes["text_encoder"]), heads=text_heads),
+    }
+    models, problems = {}, []
+    with torch.device("meta"):
+        for part, make in makers.items():
+            try:
+                models[part] = make()
+                found = differences(shapes[part], models[part], PREFIXES[part])
+            except (KeyError, IndexError, ValueError, RuntimeError, StopIteration):  # too broken to be read off
+                found = None
+            if found is None or found:
+                original = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}[part]()
+                from_original = differences(shapes[part], original, PREFIXES[part])
+                problems += from_original if found is None else min(found, from_original, key=len)
+    if problems:
+        raise CheckpointError(listed(problems, "; "))
+    for part, heads in (("unet", unet_heads), ("text_encoder", text_heads)):
+        for name, module in models[part].named_modules():
+            width = getattr(module, "to_q", getattr(module, "q_proj", None))
+            if width is not None and width.out_features % heads:
+                raise CheckpointError(f"{heads} heads do not divide {PREFIXES[part]}{name}'s {width.out_features} channels")
+    return models
+
+
+def differences(shapes: Shapes, model: nn.Module, prefix: str) -> list[str]:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return [
+        *(f"missing {prefix}{name}" for name in wanted if name not in shapes),
+        *(f"unknown {prefix}{name}" for name in shapes if name not in wanted),
+        *(
+            f"wrong shape: {prefix}{name} is {shapes[name]}, should be {shape}"
+            for name, shape in wanted.items()
+            if name in shapes and shapes[name] != shape
+        ),
+    ]
+
+
+def listed(items: list[str], separator: str = ", ", most: int = 40) -> str:
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(item[:200] for item in items[:most]) + more
+
+
+def count(names: Iterable[str], prefix: str) -> int:
+    """How many numbered children a module has in these names."""
+    n = len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
+    if n > 100:
+        raise ValueError(f"{prefix}* goes to {n}")
+    return n
+
+
+def read_unet_table(shapes: Shapes) -> Table:
+    """The table of UNet rows that names and shapes tell. Only residual blocks and the first convolution choose a
+    width; each takes what the row before it gives, and on the way up also the output of an input block."""
+    kinds = {"weight": "conv", "op": "down", "conv": "up", "in_layers": "res", "transformer_blocks": "attn"}
+
+    def layers_and_width(block: str, c: int) -> tuple[str, int]:
+        layers = []
+        for j in range(count(shapes, block)):
+            children = {name.split(".")[block.count(".") + 1] for name in shapes if name.startswith(f"{block}{j}.")}
+            layers.append(next(kind for child, kind in kinds.items() if child in children))
+            if layers[-1] in ("conv", "res"):
+                inside = f"{block}{j}.out_layers." if layers[-1] == "res" else f"{block}{j}."
+                c = mode(shape[0] for name, shape in shapes.items() if name.startswith(inside))
+        return " ".join(layers), c
+
+    c, skips, input_blocks, output_blocks = 4, [], [], []
+    for i in range(count(shapes, "input_blocks.")):
+        layers, c_out = layers_and_width(f"input_blocks.{i}.", c)
+        input_blocks.append(Row(layers, c, c_out))
+        skips.append(c := c_out)
+    layers, c_out = layers_and_width("middle_block.", c)
+    middle, c = Row(layers, c, c_out), c_out
+    for i in range(count(shapes, "output_blocks.")):
+        layers, c_out = layers_and_width(f"output_blocks.{i}.", c)
+        output_blocks.append(Row(layers, c + skips.pop(), c_out))
+        c = c_out
+    c_context = mode(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    return Table(tuple(input_blocks), middle, tuple(output_blocks), c_context)
+
+
+def read_vae(shapes: Shapes) -> dict[str, Any]:
+    levels = range(count(shapes, "encoder.down."))
+    widths = tuple(shapes[f"encoder.down.{i}.block.0.norm2.weight"][0] for i in levels)
+    blocks = count(shapes, "encoder.down.0.block.")
+    return {"ch": shapes["encoder.conv_in.weight"][0], "widths": widths, "blocks": blocks}
+
+
+def read_text_encoder(shapes: Shapes) -> dict[str, int]:
+    return {
+        "width": shapes["final_layer_norm.weight"][0],
+        "layers": count(shapes, "encoder.layers."),
+        "hidden": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+    }
+
+
+def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
+    """What names and shapes can't tell, from the file's metadata under the key `minisd`."""
+    try:
+        found = json.loads(metadata.get("minisd", "{}"))
+        facts = {key: int(found[key]) for key in ("unet_heads", "text_heads", "native_size") if key in found}
+        facts |= {key: str(found[key]) for key in ("name", "licence") if key in found}
+        if "latent_rgb" in found:
+            rows = np.array([*found["latent_rgb"], found["latent_rgb_bias"]], dtype=float)  # (5, 3)
+            facts |= {"latent_rgb": rows[:4].reshape(4, 3).tolist(), "latent_rgb_bias": rows[4].tolist()}
+        if any(isinstance(value, int) and value < 1 for value in facts.values()):
+            raise ValueError("a number below 1")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"its metadata under the key 'minisd' is wrong: {error}") from None
+    return facts
+
+
+# ---- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], file: BinaryIO, dtype: torch.dtype, prefix: str) -> None:
+    """Give the model its numbers, tensor by tensor."""
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    state = {}
+    for name, tensor in tensors.items():
+        state[name] = read(tensor, file, mapped, dtype)
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(f"{prefix}{name} holds NaN or Inf as {str(dtype).removeprefix('torch.')}")
+    model.load_state_dict(state, strict=True, assign=True)
+    model.requires_grad_(False).eval()
+
+
+def read(tensor: Tensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a tensor in `dtype`: in the mapped file if they can stay there, else read and converted."""
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(f"a weight is stored as {tensor.dtype}: minisd reads float32, float16 and bfloat16")
+    stored = DTYPES[tensor.dtype]
+    buffer, start = mapped, tensor.start
+    if stored != dtype or start % stored.itemsize:  # not through the map, whose pages would count as memory too
+        file.seek(tensor.start)
+        buffer, start = bytearray(file.read(tensor.nbytes)), 0
+    flat = torch.frombuffer(buffer, dtype=stored, count=tensor.nbytes // stored.itemsize, offset=start)
+    values = flat.as_strided(tensor.shape, tensor.stride).to(dtype)
+    return values if tensor.stride == contiguous(tensor.shape) else values.contiguous()
+
+
+def warn_of_other_schedule(tensors: dict[str, Tensor], file: BinaryIO) -> None:
+    """Some files were trained on another schedule than SD 1.x's. minisd always uses SD 1.x's, so say so."""
+    if (stored := tensors.get("alphas_cumprod")) and stored.dtype in DTYPES:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        abar = read(stored, file, mapped, torch.float64).numpy()
+        if not np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3):  # room for float16 and bfloat16
+            warnings.warn("the file's noise schedule is not SD 1.x's, which minisd uses all the same", stacklevel=3)

@@ -1,0 +1,145 @@
+"""Read the data in a pickle and run nothing of it.
+
+A pickle is a program for a small stack machine, and Python's own machine will import and call whatever the program
+names. This one has no way to: a global stays a name, a call stays a note of what would have been called. Opcodes that
+torch.save never writes are refused. The opcodes themselves are decoded by the standard library's pickletools.
+"""
+
+import pickletools
+from typing import Any, BinaryIO, NamedTuple
+
+MAX_OPCODES = 500_000  # a full-size training checkpoint has under 100,000
+
+
+class Global(NamedTuple):
+    """A name that the pickle wanted imported."""
+
+    module: str
+    name: str
+
+
+class Call(NamedTuple):
+    """A call that the pickle wanted made."""
+
+    function: Any
+    args: Any
+
+
+class PersistentId(NamedTuple):
+    """A reference to something stored beside the pickle: in torch's files, a storage."""
+
+    value: Any
+
+
+# Modules that reach outside, which no checkpoint has business with. They'd stay a note like any other global, but
+# a file that names one is an attack, and its owner should hear that.
+HARMLESS_BUILTINS = {"set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes"}
+HARMLESS_BUILTINS |= {"bytearray", "object", "slice", "range"}
+REACHING_OUT = set(
+    """os posix nt sys subprocess runpy shutil socket importlib ctypes pty webbrowser pip code codeop timeit pdb bdb
+    multiprocessing operator functools pickle _pickle marshal types inspect http urllib requests ftplib smtplib
+    asyncio threading _thread signal platform tempfile pathlib io _io builtins __builtin__ __main__ cProfile profile
+    trace doctest pydoc pkgutil site venv ensurepip idlelib distutils setuptools numpy.testing numpy.f2py
+    torch.hub torch.jit torch.package torch.load torch.serialization torch.utils torch.distributed torch.fx
+    torch._dynamo torch._inductor torch.cuda""".split()
+)
+
+
+def reaches_out(found: Global) -> bool:
+    if found.module in ("builtins", "__builtin__"):
+        return found.name not in HARMLESS_BUILTINS
+    path = f"{found.module}.{found.name}".split(".")
+    return any(".".join(path[:n]) in REACHING_OUT for n in range(1, len(path) + 1))
+
+
+def read_pickle(stream: BinaryIO) -> Any:
+    """The pickle that starts at the stream's position, as plain containers, Global, Call and PersistentId.
+
+    Leaves the stream right behind the pickle. Raises ValueError for anything that is not a plain, whole pickle.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    def call(function: Any, args: Any) -> Any:
+        if function == Global("collections", "OrderedDict"):
+            return {}
+        return Call(function, args)
+
+    def store(target: Any, pairs: list[Any]) -> None:
+        if isinstance(target, dict):  # keys that are not strings (a callback's class) are nothing a checkpoint needs
+            target.update((k, v) for k, v in zip(pairs[::2], pairs[1::2], strict=True) if isinstance(k, str))
+
+    try:
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            op = opcode.name
+            if count > MAX_OPCODES:
+                raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
+            if op in ("PROTO", "FRAME"):
+                pass
+            elif op == "STOP":
+                return stack.pop()
+            elif op == "NONE":
+                stack.append(None)
+            elif op in ("NEWTRUE", "NEWFALSE"):
+                stack.append(op == "NEWTRUE")
+            elif op in LITERALS:
+                stack.append(arg)
+            elif op == "MARK":
+                marks.append(len(stack))
+            elif op in EMPTY:
+                stack.append(EMPTY[op]())
+            elif op == "TUPLE":
+                stack.append(tuple(since_mark()))
+            elif op in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                n = int(op[-1])
+                if len(stack) < n:
+                    raise IndexError
+                stack[-n:] = [tuple(stack[-n:])]
+            elif op == "FROZENSET":
+                stack.append(since_mark())
+            elif op in ("APPEND", "APPENDS", "ADDITEMS"):
+                items = [stack.pop()] if op == "APPEND" else since_mark()
+                if isinstance(stack[-1], list):
+                    stack[-1].extend(items)
+            elif op in ("SETITEM", "SETITEMS"):
+                pairs = [stack.pop(-2), stack.pop()] if op == "SETITEM" else since_mark()
+                store(stack[-1], pairs)
+            elif op in ("BINPUT", "LONG_BINPUT"):
+                memo[arg] = stack[-1]
+            elif op == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif op in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[arg])
+            elif op in ("GLOBAL", "STACK_GLOBAL"):
+                module, name = arg.split(" ", 1) if op == "GLOBAL" else (stack.pop(-2), stack.pop())
+                found = Global(str(module), str(name))
+                if reaches_out(found):
+                    raise ValueError(f"it asks to run {found.module}.{found.name}"[:120] + " (nothing of it was run)")
+                stack.append(found)
+            elif op in ("REDUCE", "NEWOBJ"):
+                args = stack.pop()
+                stack.append(call(stack.pop(), args))
+            elif op == "BUILD":
+                stack.pop()  # the state that would have been given to an object
+                stack[-1]
+            elif op == "BINPERSID":
+                stack.append(PersistentId(stack.pop()))
+            elif op == "POP":
+                stack.pop()
+            else:
+                raise ValueError(f"its pickle has the opcode {op}, which checkpoints do without")
+    except (IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError("its pickle is malformed") from error
+    raise ValueError("its pickle is cut short")
+
+
+LITERALS = set("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())
+LITERALS |= set("BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split())
+EMPTY: dict[str, Any] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}

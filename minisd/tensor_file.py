@@ -1,0 +1,280 @@
+"""What tensors a weights file holds, and where: .safetensors, .ckpt (torch's zip) and the torch format before it.
+
+Only names, shapes and places are read here, the numbers stay on disk; nothing in a file is ever run. A file that is
+something else, broken or made to do harm is a TensorFileError, one line that says what it is.
+"""
+
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from minisd.data_pickle import Call, Global, PersistentId, read_pickle
+
+MAX_HEADER = 16 << 20  # bytes of a header or pickle; SD 1.x has about 200 kB
+MAX_TENSORS = 50_000  # SD 1.x with both kinds of weights has 1,831
+
+ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+STORAGES = {
+    Global("torch", f"{name}Storage"): dtype
+    for name, dtype in [
+        ("Double", "F64"),
+        ("Float", "F32"),
+        ("Half", "F16"),
+        ("BFloat16", "BF16"),
+        ("Long", "I64"),
+        ("Int", "I32"),
+        ("Short", "I16"),
+        ("Char", "I8"),
+        ("Byte", "U8"),
+        ("Bool", "BOOL"),
+    ]
+}
+
+
+class TensorFileError(ValueError):
+    """The file cannot be used; the message says what it is, in one line."""
+
+
+class Tensor(NamedTuple):
+    """A tensor that is still on disk: `start` is the byte in the file at which its first element lies."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from its first to its last element; for a contiguous tensor, its size."""
+        if 0 in self.shape:
+            return 0
+        return ITEMSIZE[self.dtype] * (1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride)))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a file by name, and its metadata (.safetensors only). Raises TensorFileError, OSError."""
+    path = Path(path)
+    if path.is_dir():
+        what = "a diffusers folder" if (path / "model_index.json").exists() else "a folder"
+        raise TensorFileError(f"{path} is {what}: minisd reads one original file, .ckpt or .safetensors")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(512)
+            file.seek(0)
+            if head[:4] == b"PK\3\4":
+                return read_zip(file, size), {}
+            if head[:1] == b"\x80":
+                return read_legacy(file, size), {}
+            if head[8:9] == b"{":
+                return read_safetensors(path, file, size)
+            raise TensorFileError(what_instead(head))
+    except (TensorFileError, ValueError, RecursionError, struct.error, zipfile.BadZipFile) as error:
+        raise TensorFileError(f"{path}: {error}"[:500]) from None
+    except (OverflowError, MemoryError, NotImplementedError, EOFError, KeyError, TypeError) as error:
+        raise TensorFileError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+def what_instead(head: bytes) -> str:
+    """Name a file that is no weights file by its first bytes."""
+    text = head.lstrip().lower()
+    if not head:
+        return "the file is empty: download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file itself"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "this is a web page saved under the weights' name: download the file itself"
+    if head.startswith(b"GGUF"):
+        return "this is a GGUF file: minisd reads .ckpt and .safetensors"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
+        return "this is a picture, not weights"
+    if head.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")):
+        return "this is a compressed archive: unpack it first"
+    if not any(head):
+        return "the file holds only zeros: the download was not finished"
+    return "not a weights file: neither .safetensors nor a torch .ckpt, or cut short"
+
+
+# ---- .safetensors ----------------------------------------------------------------------------------------------------
+
+
+def read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
+        raise TensorFileError(f"cut short: its header should have {length:,} bytes, the file has {size:,}")
+    if length > MAX_HEADER:
+        raise TensorFileError(f"its header has {length:,} bytes, more than any model needs")
+    header = json.loads(file.read(length), object_pairs_hook=no_duplicates)
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise TensorFileError(f"it names {len(header):,} tensors, more than any model has")
+    try:
+        with safe_open(path, framework="numpy"):  # the reference reader checks bounds, overlaps and holes
+            pass
+    except (SafetensorError, OSError) as error:
+        raise TensorFileError(f"damaged or cut short ({error})") from None
+    tensors = {}
+    for name, entry in header.items():
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if dtype not in ITEMSIZE:
+            raise TensorFileError(f"{name[:100]} is of type {dtype}: minisd reads float32, float16 and bfloat16")
+        tensors[name] = Tensor(dtype, shape, contiguous(shape), 8 + length + begin)
+        if tensors[name].nbytes != end - begin or tensors[name].start + tensors[name].nbytes > size:
+            raise TensorFileError(f"{name[:100]} lies outside of the file")
+    return tensors, metadata
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise TensorFileError("its header has the same name twice")
+    return found
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+# ---- torch.save ------------------------------------------------------------------------------------------------------
+
+
+class Storage(NamedTuple):
+    start: int  # byte in the file
+    nbytes: int
+
+
+def read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
+    """torch's format since 1.6: a zip, nothing compressed, of NAME/data.pkl and storages NAME/data/KEY."""
+    file.seek(max(0, size - (1 << 17)))
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0:
+        raise TensorFileError("cut short: the zip archive's end is missing")
+    members = int.from_bytes(tail[end + 10 : end + 12], "little")
+    if members == 0xFFFF and (wide := tail.rfind(b"PK\6\6")) >= 0:
+        members = int.from_bytes(tail[wide + 32 : wide + 40], "little")
+    directory = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if members > MAX_TENSORS or (directory != 0xFFFFFFFF and directory > MAX_HEADER):
+        raise TensorFileError(f"its archive lists {members:,} files, more than any model has")
+
+    found: dict[str, Storage] = {}
+    with zipfile.ZipFile(file) as archive:
+        last = 0
+        for member in sorted(archive.infolist(), key=lambda m: m.header_offset):
+            name = member.filename
+            if name in found:
+                raise TensorFileError(f"its archive has two files named {name[:100]}")
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise TensorFileError(f"its archive has a file outside of itself, {name[:100]!r}")
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise TensorFileError("its archive is compressed, which torch never does")
+            if member.flag_bits & 1:
+                raise TensorFileError("its archive is encrypted")
+            file.seek(member.header_offset)
+            local = file.read(30)
+            if local[:4] != b"PK\3\4":
+                raise TensorFileError("its archive points into nowhere")
+            n_name, n_extra = struct.unpack("<HH", local[26:30])
+            if file.read(n_name) != member.orig_filename.encode() or local[8:10] != b"\0\0":
+                raise TensorFileError(f"its archive disagrees with itself about {name[:100]}")
+            start = member.header_offset + 30 + n_name + n_extra
+            if member.header_offset < last or start + member.file_size > size:
+                raise TensorFileError(f"its archive's {name[:100]} overlaps another file or the end")
+            last = start + member.file_size
+            found[name] = Storage(start, member.file_size)
+
+    pickles = [name for name in found if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(pickles) != 1:
+        raise TensorFileError("a zip archive, but not one that torch.save makes")
+    folder = pickles[0].removesuffix("data.pkl")
+    if folder + "constants.pkl" in found:
+        raise TensorFileError("this is a TorchScript program, not a checkpoint")
+
+    def content(name: str) -> bytes:
+        file.seek(found[name].start)
+        return file.read(found[name].nbytes)
+
+    if found[pickles[0]].nbytes > MAX_HEADER:
+        raise TensorFileError(f"its pickle has {found[pickles[0]].nbytes:,} bytes, more than any model needs")
+    if folder + "byteorder" in found and content(folder + "byteorder") != b"little":
+        raise TensorFileError("it was written on a big-endian machine")
+    storages = {name.removeprefix(f"{folder}data/"): storage for name, storage in found.items()}
+    return state_dict(read_pickle(io.BytesIO(content(pickles[0]))), storages, size)
+
+
+def read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
+    """torch's format before 1.6: magic number, version, machine, data, storage keys; then length and storage of each."""
+    if read_pickle(file) != 0x1950A86A20F9469CFC6C:
+        raise TensorFileError("a pickle, but not one that torch.save makes")
+    _version, machine, data = (read_pickle(file) for _ in range(3))
+    if isinstance(machine, dict) and machine.get("little_endian") is False:
+        raise TensorFileError("it was written on a big-endian machine")
+    itemsize = {}
+    todo = [data]  # walk the data for the storages' types: the storage itself has only a length
+    for _ in range(MAX_TENSORS * 20):
+        if not todo:
+            break
+        match todo.pop():
+            case PersistentId(("storage", Global() as kind, str(key), *_)) if kind in STORAGES:
+                itemsize[key] = ITEMSIZE[STORAGES[kind]]
+            case dict() as found:
+                todo.extend(found.values())
+            case list() | tuple() as found:
+                todo.extend(found)
+    storages = {}
+    for key in read_pickle(file):
+        length = int.from_bytes(file.read(8), "little")
+        storages[key] = Storage(file.tell(), length * itemsize[key])
+        file.seek(length * itemsize[key], os.SEEK_CUR)
+    if file.tell() > size:
+        raise TensorFileError(f"cut short: its tensors should end at byte {file.tell():,} of {size:,}")
+    return state_dict(data, storages, size)
+
+
+def state_dict(data: Any, storages: dict[str, Storage], size: int) -> dict[str, Tensor]:
+    """The named tensors in a checkpoint's data: under `state_dict`, as Lightning has them, or bare."""
+    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
+        data = data["state_dict"]
+    if not isinstance(data, dict):
+        raise TensorFileError("a torch file, but not a checkpoint: it holds no tensors by name")
+    if "string_to_param" in data:
+        raise TensorFileError("this is a textual inversion embedding, not a model")
+    tensors = {name: rebuild(name, value, storages) for name, value in data.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor}
+    if not tensors:
+        raise TensorFileError("a torch file, but not a checkpoint: it holds no tensors by name")
+    if len(tensors) > MAX_TENSORS or sum(math.prod(t.shape) * ITEMSIZE[t.dtype] for t in tensors.values()) > size:
+        raise TensorFileError("its tensors are larger than the file: several share one storage")
+    return tensors
+
+
+def rebuild(name: str, value: Any, storages: dict[str, Storage]) -> Tensor | None:
+    """What torch._utils._rebuild_tensor_v2 would make, still on disk; None for what is no tensor."""
+    if isinstance(value, Call) and value.function == Global("torch._utils", "_rebuild_parameter"):
+        value = value.args[0]
+    if not (isinstance(value, Call) and isinstance(value.function, Global) and value.function.module == "torch._utils"):
+        return None
+    match value:
+        case Call(
+            Global(_, "_rebuild_tensor_v2"),
+            (PersistentId(("storage", Global() as kind, str(key), _, int(numel), *_)), offset, size, stride, *_),
+        ) if kind in STORAGES and key in storages:
+            dtype = STORAGES[kind]
+            numbers = (numel, offset, *size, *stride)
+            if not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in numbers) or len(size) != len(stride):
+                raise TensorFileError(f"{name[:100]} has an impossible shape or place")
+            tensor = Tensor(dtype, tuple(size), tuple(stride), storages[key].start + offset * ITEMSIZE[dtype])
+            if numel * ITEMSIZE[dtype] != storages[key].nbytes:
+                raise TensorFileError(f"{name[:100]} has a storage of {storages[key].nbytes:,} bytes, not {numel:,} items")
+            if offset * ITEMSIZE[dtype] + tensor.nbytes > storages[key].nbytes or math.prod(size) > numel:
+                raise TensorFileError(f"{name[:100]} reaches beyond its storage")
+            return tensor
+    raise TensorFileError(f"{name[:100]} is a tensor of a kind or in a place that minisd does not know")

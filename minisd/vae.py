@@ -1,0 +1,154 @@
+"""The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w), with h = H / 8 in SD 1.x.
+
+Attribute names are the checkpoint's, after `first_stage_model.` CompVis: ldm/modules/diffusionmodules/model.py.
+Every GroupNorm has eps 1e-6 (the UNet's residual blocks have 1e-5).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd.attention import attention
+
+SCALE = 0.18215  # brings latents to variance 1, where the UNet's noise levels mean what they say
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, c_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(32, c_out, eps=1e-6)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over all pixels with one head; its projections are 1x1 convolutions."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, c, eps=1e-6)
+        self.q = nn.Conv2d(c, c, 1)
+        self.k = nn.Conv2d(c, c, 1)
+        self.v = nn.Conv2d(c, c, 1)
+        self.proj_out = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (rearrange(y, "b c h w -> b (h w) c") for y in (self.q(h), self.k(h), self.v(h)))
+        h = rearrange(attention(q, k, v, heads=1), "b (h w) c -> b c h w", h=x.shape[2])
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only: padding all round shifts the picture
+
+
+class Upsample(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then a change of resolution if there is another level to come."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int):
+        super().__init__()
+        self.block = nn.Sequential(*(ResnetBlock(c_in if j == 0 else c_out, c_out) for j in range(blocks)))
+        self.downsample = self.upsample = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(self.downsample(self.block(x)))
+
+
+class Middle(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(c, c)
+        self.attn_1 = AttnBlock(c)
+        self.block_2 = ResnetBlock(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, ch: int, widths: tuple[int, ...], blocks: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        self.down = nn.Sequential(*(Level(a, b, blocks) for a, b in zip((ch, *widths), widths)))
+        for level, c in zip(self.down[:-1], widths):
+            level.downsample = Downsample(c)
+        self.mid = Middle(widths[-1])
+        self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 8, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:  # (B, 3, H, W)
+        h = self.mid(self.down(self.conv_in(image)))  # (B, C, H/8, W/8)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, 8, H/8, W/8)
+
+
+class Decoder(nn.Module):
+    def __init__(self, widths: tuple[int, ...], blocks: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(4, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        # up.0 is the full resolution, as down.0 is: the checkpoint numbers both from the picture's side.
+        self.up = nn.ModuleList(Level(a, b, blocks) for a, b in zip((*widths[1:], widths[-1]), widths))
+        for level, c in zip(self.up[1:], widths[1:]):
+            level.upsample = Upsample(c)
+        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, 4, h, w)
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)  # (B, C, 2h, 2w), but for the last
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, 3, 8h, 8w)
+
+
+class VAE(nn.Module):
+    """CompVis's AutoencoderKL. `widths` are the channels at each resolution, `blocks` the encoder's blocks there."""
+
+    def __init__(self, ch: int = 128, widths: tuple[int, ...] = (128, 256, 512, 512), blocks: int = 2):
+        super().__init__()
+        self.factor = 2 ** (len(widths) - 1)  # image side / latent side: 8 in SD 1.x
+        self.encoder = Encoder(ch, widths, blocks)
+        self.decoder = Decoder(widths, blocks + 1)
+        self.quant_conv = nn.Conv2d(8, 8, 1)
+        self.post_quant_conv = nn.Conv2d(4, 4, 1)
+
+    def moments(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 8, h, w): mean and log variance of the latent, unscaled."""
+        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).to(image.dtype)
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 4, h, w), scaled: the posterior's mean, or mean + std * noise.
+
+        The original always samples. The mean is the default here: one random draw less, and a std of about 0.01.
+        """
+        mean, log_variance = self.moments(image).chunk(2, dim=1)
+        if noise is not None:
+            mean = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+        return SCALE * mean
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, 4, h, w) as `encode` gives it -> (B, 3, H, W), about in [-1, 1] (not clamped)."""
+        z = (latent / SCALE).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(z)).to(latent.dtype)
