@@ -10,16 +10,17 @@ HOME = {
     "CheckpointError": "checkpoint",
     "img2img": "img2img",
     "txt2img": "txt2img",
+    "inpaint": "inpaint",
     "SAMPLERS": "samplers",
     "Step": "samplers",
     "SCHEDULES": "schedule",
     "start_index": "schedule",
 }
-__all__ = list(HOME)  # noqa: PLE0604
+__all__ = list(HOME)
 
 
 class Package(ModuleType):
-    """A module whose public names are imported when first asked for: torch takes over a second to import."""
+    """A module whose public names are imported when first asked for: torch takes a second."""
 
     def __getattr__(self, name: str) -> object:
         if name not in HOME:
@@ -29,7 +30,7 @@ class Package(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Importing the file minisd/img2img.py would bind `minisd.img2img` to it, over the function of that name.
+        # Importing the file img2img.py would bind `minisd.img2img` to it, over the function.
         if not (name in HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
-        prog="minisd", description="Stable Diffusion 1.x, small enough to read and exact enough to trust."
+        prog="minisd",
+        description="Stable Diffusion 1.x, small enough to read and exact enough to trust.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -39,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("always", UserWarning)
     try:
         return import_module(COMMANDS[args.command][0]).run(args)
-    except (ValueError, OSError) as error:  # the user's mistake, or the file's or disk's: one line says it
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # the user's mistake, or the file's or disk's: one line says it
         print(f"minisd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

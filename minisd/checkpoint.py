@@ -72,9 +72,11 @@ class StableDiffusion:
         """Pictures' sides must be multiples of this: 64 in SD 1.x, 8 of the autoencoder times 8 of the UNet."""
         return self.vae.factor * self.unet.factor
 
-    def text_states(self, prompts: list[str]) -> torch.Tensor:
-        """(B,) prompts -> (B, 77, C) float32, which the UNet takes as context."""
-        return self.text_encoder(self.tokenizer(prompts))
+    def text_states(self, prompt: str | torch.Tensor) -> torch.Tensor:
+        """A prompt -> (1, 77, C) float32, which the UNet takes as context; text states stay as they are."""
+        if isinstance(prompt, torch.Tensor):
+            return prompt
+        return self.text_encoder(self.tokenizer([prompt]))
 
 
 def load(
@@ -89,7 +91,10 @@ def load(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
     path = Path(path) if path else bundled_weights()
-    tensors, metadata = read_tensors(path)
+    try:
+        tensors, metadata = read_tensors(path)
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from None
     try:
         parts = split(tensors)
         facts = read_facts(metadata)
@@ -99,8 +104,8 @@ def load(
             for part, model in models.items():
                 fill(model, parts[part], file, torch.float32 if part == "text_encoder" else dtype, PREFIXES[part])
                 model.to(device)
-    except TensorFileError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {str(error)[:500]}") from None
     return StableDiffusion(Tokenizer(), **models, path=path, device=torch.device(device), **facts)
 
 
@@ -128,6 +133,13 @@ def split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         elif key.startswith("model_ema."):
             ema += 1
         elif part := next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), None):
+            if key.removeprefix(PREFIXES[part]) in parts[part]:
+                raise CheckpointError(f"{key[:100]} is there twice, with and without text_model.")
+            if tensor.dtype not in DTYPES:
+                kinds = "minisd reads float32, float16 and bfloat16"
+                raise CheckpointError(f"{name[:100]} is stored as {tensor.dtype}: {kinds}")
+            if 0 in tensor.shape:
+                raise CheckpointError(f"{name[:100]} is empty: its shape is {tensor.shape}")
             parts[part][key.removeprefix(PREFIXES[part])] = tensor
         else:
             unknown.append(name)
@@ -155,7 +167,7 @@ def refuse_other_models(shapes: Shapes) -> None:
         (first[1:2] == (9,), "an SD 1.x inpainting checkpoint (9 input channels): minisd inpaints with the plain one"),
         (first[1:2] == (8,), "an instruct-pix2pix checkpoint (8 input channels): minisd needs the plain one"),
         (has("lora_", "lora.") or any(".lora_" in name for name in shapes), f"a LoRA, not a model: {whole}"),
-        (has("control_model."), f"a ControlNet, not a model: {whole}"),
+        (has("control_model.", "zero_convs.", "controlnet_"), f"a ControlNet, not a model: {whole}"),
         (has("emb_params"), f"a textual inversion embedding, not a model: {whole}"),
         (has("unet.", "down_blocks.", "encoder.down_blocks."), f"in the diffusers layout: {whole}, by CompVis's names"),
         (has("encoder.down.", "decoder.up."), f"an autoencoder alone: {whole}"),
@@ -204,6 +216,9 @@ def build(parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int)
             width = getattr(module, "to_q", getattr(module, "q_proj", None))
             if width is not None and width.out_features % heads:
                 raise CheckpointError(f"{heads} heads do not divide {PREFIXES[part]}{name}'s {width.out_features} channels")
+    context = next(tensor.shape[1] for name, tensor in parts["unet"].items() if name.endswith("attn2.to_k.weight"))
+    if context != (width := parts["text_encoder"]["final_layer_norm.weight"].shape[0]):
+        raise CheckpointError(f"its UNet reads {context} channels of text, its text encoder writes {width}: not one model")
     return models
 
 
@@ -220,15 +235,15 @@ def differences(shapes: Shapes, model: nn.Module, prefix: str) -> list[str]:
     ]
 
 
-def listed(items: list[str], separator: str = ", ", most: int = 40) -> str:
+def listed(items: list[str], separator: str = ", ", most: int = 3) -> str:
     more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
-    return separator.join(item[:200] for item in items[:most]) + more
+    return separator.join(item[:150] for item in items[:most]) + more
 
 
-def count(names: Iterable[str], prefix: str) -> int:
-    """How many numbered children a module has in these names."""
+def count(names: Iterable[str], prefix: str, most: int) -> int:
+    """How many numbered children a module has in these names. `most` keeps a made-up file from taking minutes."""
     n = len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
-    if n > 100:
+    if n > most:
         raise ValueError(f"{prefix}* goes to {n}")
     return n
 
@@ -240,22 +255,23 @@ def read_unet_table(shapes: Shapes) -> Table:
 
     def layers_and_width(block: str, c: int) -> tuple[str, int]:
         layers = []
-        for j in range(count(shapes, block)):
-            children = {name.split(".")[block.count(".") + 1] for name in shapes if name.startswith(f"{block}{j}.")}
+        found = {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
+        for j in range(count(found, "", 4)):
+            children = {name.split(".")[1] for name in found if name.startswith(f"{j}.")}
             layers.append(next(kind for child, kind in kinds.items() if child in children))
             if layers[-1] in ("conv", "res"):
-                inside = f"{block}{j}.out_layers." if layers[-1] == "res" else f"{block}{j}."
-                c = mode(shape[0] for name, shape in shapes.items() if name.startswith(inside))
+                inside = f"{j}.out_layers." if layers[-1] == "res" else f"{j}."
+                c = mode(shape[0] for name, shape in found.items() if name.startswith(inside))
         return " ".join(layers), c
 
     c, skips, input_blocks, output_blocks = 4, [], [], []
-    for i in range(count(shapes, "input_blocks.")):
+    for i in range(count(shapes, "input_blocks.", 40)):
         layers, c_out = layers_and_width(f"input_blocks.{i}.", c)
         input_blocks.append(Row(layers, c, c_out))
         skips.append(c := c_out)
     layers, c_out = layers_and_width("middle_block.", c)
     middle, c = Row(layers, c, c_out), c_out
-    for i in range(count(shapes, "output_blocks.")):
+    for i in range(count(shapes, "output_blocks.", 40)):
         layers, c_out = layers_and_width(f"output_blocks.{i}.", c)
         output_blocks.append(Row(layers, c + skips.pop(), c_out))
         c = c_out
@@ -264,16 +280,16 @@ def read_unet_table(shapes: Shapes) -> Table:
 
 
 def read_vae(shapes: Shapes) -> dict[str, Any]:
-    levels = range(count(shapes, "encoder.down."))
+    levels = range(count(shapes, "encoder.down.", 8))
     widths = tuple(shapes[f"encoder.down.{i}.block.0.norm2.weight"][0] for i in levels)
-    blocks = count(shapes, "encoder.down.0.block.")
+    blocks = count(shapes, "encoder.down.0.block.", 8)
     return {"ch": shapes["encoder.conv_in.weight"][0], "widths": widths, "blocks": blocks}
 
 
 def read_text_encoder(shapes: Shapes) -> dict[str, int]:
     return {
         "width": shapes["final_layer_norm.weight"][0],
-        "layers": count(shapes, "encoder.layers."),
+        "layers": count(shapes, "encoder.layers.", 40),
         "hidden": shapes["encoder.layers.0.mlp.fc1.weight"][0],
     }
 
@@ -281,15 +297,17 @@ def read_text_encoder(shapes: Shapes) -> dict[str, int]:
 def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     """What names and shapes can't tell, from the file's metadata under the key `minisd`."""
     try:
-        found = json.loads(metadata.get("minisd", "{}"))
+        found = dict(json.loads(metadata.get("minisd", "{}")).items())
         facts = {key: int(found[key]) for key in ("unet_heads", "text_heads", "native_size") if key in found}
-        facts |= {key: str(found[key]) for key in ("name", "licence") if key in found}
-        if "latent_rgb" in found:
-            rows = np.array([*found["latent_rgb"], found["latent_rgb_bias"]], dtype=float)  # (5, 3)
-            facts |= {"latent_rgb": rows[:4].reshape(4, 3).tolist(), "latent_rgb_bias": rows[4].tolist()}
-        if any(isinstance(value, int) and value < 1 for value in facts.values()):
-            raise ValueError("a number below 1")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        if not all(1 <= number <= 1 << 16 for number in facts.values()):
+            raise ValueError("a number is below 1 or above 65,536")
+        facts |= {key: str(found[key])[:1000] for key in ("name", "licence") if key in found}
+        if "latent_rgb" in found or "latent_rgb_bias" in found:
+            rows = np.array([*found["latent_rgb"], found["latent_rgb_bias"]], dtype=float).reshape(5, 3)
+            if not np.isfinite(rows).all():
+                raise ValueError("latent_rgb holds NaN or Inf")
+            facts |= {"latent_rgb": rows[:4].tolist(), "latent_rgb_bias": rows[4].tolist()}
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"its metadata under the key 'minisd' is wrong: {error}") from None
     return facts
 
@@ -304,15 +322,15 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], file: BinaryIO, dtype: to
     for name, tensor in tensors.items():
         state[name] = read(tensor, file, mapped, dtype)
         if not torch.isfinite(state[name]).all():
-            raise CheckpointError(f"{prefix}{name} holds NaN or Inf as {str(dtype).removeprefix('torch.')}")
+            kind = str(dtype).removeprefix("torch.")
+            instead = ": load it as bfloat16 or float32" if dtype == torch.float16 != DTYPES[tensor.dtype] else ""
+            raise CheckpointError(f"{prefix}{name} holds NaN or Inf as {kind}{instead}")
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False).eval()
 
 
 def read(tensor: Tensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of a tensor in `dtype`: in the mapped file if they can stay there, else read and converted."""
-    if tensor.dtype not in DTYPES:
-        raise CheckpointError(f"a weight is stored as {tensor.dtype}: minisd reads float32, float16 and bfloat16")
     stored = DTYPES[tensor.dtype]
     buffer, start = mapped, tensor.start
     if stored != dtype or start % stored.itemsize:  # not through the map, whose pages would count as memory too

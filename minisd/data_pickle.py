@@ -6,9 +6,14 @@ torch.save never writes are refused. The opcodes themselves are decoded by the s
 """
 
 import pickletools
+import struct
 from typing import Any, BinaryIO, NamedTuple
 
-MAX_OPCODES = 500_000  # a full-size training checkpoint has under 100,000
+MAX_OPCODES = 250_000  # SD 1.x with training averages and the optimizer's state has about 160,000
+
+
+class PickleError(ValueError):
+    """Not a plain, whole pickle; the message says why."""
 
 
 class Global(NamedTuple):
@@ -38,9 +43,10 @@ HARMLESS_BUILTINS |= {"bytearray", "object", "slice", "range"}
 REACHING_OUT = set(
     """os posix nt sys subprocess runpy shutil socket importlib ctypes pty webbrowser pip code codeop timeit pdb bdb
     multiprocessing operator functools pickle _pickle marshal types inspect http urllib requests ftplib smtplib
-    asyncio threading _thread signal platform tempfile pathlib io _io builtins __builtin__ __main__ cProfile profile
-    trace doctest pydoc pkgutil site venv ensurepip idlelib distutils setuptools numpy.testing numpy.f2py
-    torch.hub torch.jit torch.package torch.load torch.serialization torch.utils torch.distributed torch.fx
+    asyncio threading _thread signal platform tempfile io _io builtins __builtin__ cProfile profile trace doctest pydoc
+    pkgutil site venv ensurepip idlelib distutils setuptools numpy.testing numpy.f2py numpy.load numpy.fromfile
+    numpy.memmap numpy.lib numpy.ctypeslib numpy.distutils torch.hub torch.jit torch.package torch.load
+    torch.serialization torch.storage._load_from_bytes torch.utils torch.distributed torch.fx torch.ops torch.classes
     torch._dynamo torch._inductor torch.cuda""".split()
 )
 
@@ -49,13 +55,16 @@ def reaches_out(found: Global) -> bool:
     if found.module in ("builtins", "__builtin__"):
         return found.name not in HARMLESS_BUILTINS
     path = f"{found.module}.{found.name}".split(".")
-    return any(".".join(path[:n]) in REACHING_OUT for n in range(1, len(path) + 1))
+    if any(".".join(path[:n]) in REACHING_OUT for n in range(1, min(len(path), 8) + 1)):
+        return True
+    return any(part.lstrip("_") in REACHING_OUT for part in found.name.split("."))  # as in `collections _sys.modules`
 
 
-def read_pickle(stream: BinaryIO) -> Any:
+def read_pickle(stream: BinaryIO, persistent: list[PersistentId] | None = None) -> Any:
     """The pickle that starts at the stream's position, as plain containers, Global, Call and PersistentId.
 
-    Leaves the stream right behind the pickle. Raises ValueError for anything that is not a plain, whole pickle.
+    Leaves the stream right behind the pickle, and adds each PersistentId to `persistent`. The containers may share
+    parts, so that a walk through them can take forever. Raises PickleError for what is not a plain, whole pickle.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -80,7 +89,7 @@ def read_pickle(stream: BinaryIO) -> Any:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
             op = opcode.name
             if count > MAX_OPCODES:
-                raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
+                raise PickleError(f"its pickle has more than {MAX_OPCODES} opcodes")
             if op in ("PROTO", "FRAME"):
                 pass
             elif op == "STOP":
@@ -119,9 +128,11 @@ def read_pickle(stream: BinaryIO) -> Any:
                 stack.append(memo[arg])
             elif op in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = arg.split(" ", 1) if op == "GLOBAL" else (stack.pop(-2), stack.pop())
-                found = Global(str(module), str(name))
+                if not (isinstance(module, str) and isinstance(name, str)):
+                    raise TypeError
+                found = Global(module, name)
                 if reaches_out(found):
-                    raise ValueError(f"it asks to run {found.module}.{found.name}"[:120] + " (nothing of it was run)")
+                    raise PickleError(f"it asks to run {found.module}.{found.name}"[:200] + " (nothing of it was run)")
                 stack.append(found)
             elif op in ("REDUCE", "NEWOBJ"):
                 args = stack.pop()
@@ -131,13 +142,16 @@ def read_pickle(stream: BinaryIO) -> Any:
                 stack[-1]
             elif op == "BINPERSID":
                 stack.append(PersistentId(stack.pop()))
+                if persistent is not None:
+                    persistent.append(stack[-1])
             elif op == "POP":
                 stack.pop()
             else:
-                raise ValueError(f"its pickle has the opcode {op}, which checkpoints do without")
-    except (IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        raise ValueError("its pickle is malformed") from error
-    raise ValueError("its pickle is cut short")
+                raise PickleError(f"its pickle has the opcode {op}, which checkpoints do without")
+    except PickleError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
+        raise PickleError("its pickle is malformed or cut short") from error
 
 
 LITERALS = set("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())

@@ -1,4 +1,4 @@
-"""Image to image: put your picture into the middle of the denoising, with just the noise that belongs there."""
+"""Image to image: your picture enters in the middle of the denoising, with the noise due there."""
 
 import inspect
 import random
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minisd.checkpoint import StableDiffusion
 from minisd.guidance import guided
-from minisd.images import load_image, to_pil
+from minisd.images import floor_to_multiple, open_image, to_pil, to_tensor
 from minisd.samplers import SAMPLERS, Step
 from minisd.schedule import SCHEDULES, start_index
 
@@ -35,7 +35,7 @@ def nobody(name: str, **values: object) -> None:
 @torch.inference_mode()
 def img2img(
     sd: StableDiffusion,
-    prompt: str,
+    prompt: str | Tensor,
     image: Image.Image | str | Path,
     *,
     strength: float = 0.75,
@@ -44,31 +44,41 @@ def img2img(
     schedule: Schedule = None,
     guidance: float = 7.5,
     seed: int | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | Tensor = "",
+    noise: Tensor | None = None,
     observe: Observer | None = None,
 ) -> Result:
-    """Redraw `image` as `prompt` says: strength 0 keeps it, 1 ignores it almost, and needs the more steps.
+    """Redraw `image` as `prompt` says. Strength 0 keeps it, 1 ignores it almost.
 
-    `sampler` and `schedule` are names from SAMPLERS and SCHEDULES, or functions of your own; schedule None is the
-    sampler's own. seed None draws one, which the result names. `observe(name, **values)` is shown everything:
-    "encoded" (x0), "noised" (x0, noise, sigma, x), "step" (step), "decoded" (image (1, 3, H, W)), and changes nothing.
-    Raises ValueError for values out of range, OSError for a picture that can't be read.
+    prompt, negative_prompt  words, or text states (1, 77, C) as `sd.text_states` gives them
+    strength  0..1, how late the schedule is entered: floor(steps * strength) steps are run
+    sampler, schedule  names from SAMPLERS and SCHEDULES, or functions of your own; schedule None
+              is the sampler's: "ddim" for ddim, "model" for the rest
+    seed      0..2^32 - 1; None draws one, and the result names it
+    noise     (1, 4, h, w) to put in instead of the seed's own
+    observe   a function `observe(name, **values)` that is shown everything and changes nothing:
+              "encoded" (x0), "noised" (x0, noise, sigma, x), "step" (step), "decoded" (image)
+
+    Raises ValueError for a value out of range, OSError for a picture that can't be read.
     """
     observe = observe or nobody
     sample, grid = choose(sampler, schedule)
     sigmas = grid(steps)[start_index(steps, strength) :]
     if len(sigmas) == 1:
-        sigmas = [0.0]  # no step will take noise out, so none is put in (DDIM's grid ends a little above 0)
+        sigmas = [
+            0.0
+        ]  # no step will take noise out, so none is put in (DDIM's grid ends a little above 0)
     rng, seed = generator(seed)
 
-    x0 = sd.vae.encode(load_image(image, sd.multiple).to(sd.device))  # (1, 4, h, w)
+    picture = floor_to_multiple(open_image(image), sd.multiple)
+    x0 = sd.vae.encode(to_tensor(picture).to(sd.device))  # (1, 4, h, w)
     observe("encoded", x0=x0)
 
-    noise = torch.randn(x0.shape, generator=rng).to(x0)
-    x = x0 + sigmas[0] * noise  # <<< the noise insertion: as much as the first step will be told of
+    noise = draw_noise(x0, rng, noise)
+    x = x0 + sigmas[0] * noise  # <<< the noise insertion: as much as the first step is told of
     observe("noised", x0=x0, noise=noise, sigma=sigmas[0], x=x)
 
-    context, uncond = sd.text_states([prompt, negative_prompt]).chunk(2)  # (1, 77, C) each
+    context, uncond = sd.text_states(prompt), sd.text_states(negative_prompt)  # (1, 77, C)
     predict_eps = guided(sd.unet, context, uncond, guidance)
     for step in sample(predict_eps, x, sigmas, **random_stream(sample, rng)):
         observe("step", step=step)
@@ -80,8 +90,10 @@ def img2img(
     return Result(to_pil(decoded), latent, seed)
 
 
-def choose(sampler: Sampler, schedule: Schedule) -> tuple[Callable[..., Iterator[Step]], Callable[[int], list[float]]]:
-    """The functions behind the names. A schedule of None is "ddim" for ddim and "model" for all others."""
+def choose(
+    sampler: Sampler, schedule: Schedule
+) -> tuple[Callable[..., Iterator[Step]], Callable[[int], list[float]]]:
+    """The functions behind the names."""
     if schedule is None:
         schedule = "ddim" if sampler == "ddim" else "model"
     for what, name, known in (("sampler", sampler, SAMPLERS), ("schedule", schedule, SCHEDULES)):
@@ -91,7 +103,7 @@ def choose(sampler: Sampler, schedule: Schedule) -> tuple[Callable[..., Iterator
 
 
 def generator(seed: int | None) -> tuple[torch.Generator, int]:
-    """The image's own random stream, always on the CPU: a seed means the same noise on every device."""
+    """The image's own random stream, on the CPU always: a seed is the same noise on every device."""
     if seed is None:
         seed = random.SystemRandom().randrange(2**32 - 1)
     if not 0 <= seed < 2**32:  # the generator takes larger ones, and drops what is above 32 bits
@@ -99,6 +111,17 @@ def generator(seed: int | None) -> tuple[torch.Generator, int]:
     return torch.Generator("cpu").manual_seed(seed), seed
 
 
-def random_stream(sample: Callable[..., Iterator[Step]], rng: torch.Generator) -> dict[str, torch.Generator]:
+def draw_noise(x0: Tensor, rng: torch.Generator, given: Tensor | None = None) -> Tensor:
+    """The stream's first draw, of x0's shape; taken also where noise is given, so that the samplers
+    that draw later never get it."""
+    drawn = torch.randn(x0.shape, generator=rng)
+    if given is not None and given.shape != drawn.shape:
+        raise ValueError(f"noise must be {tuple(drawn.shape)} here, not {tuple(given.shape)}")
+    return (drawn if given is None else given).to(x0)
+
+
+def random_stream(
+    sample: Callable[..., Iterator[Step]], rng: torch.Generator
+) -> dict[str, torch.Generator]:
     """The stream as an argument, for a sampler that draws noise."""
     return {"generator": rng} if "generator" in inspect.signature(sample).parameters else {}

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from minisd.data_pickle import Call, Global, PersistentId, read_pickle
+from minisd.data_pickle import Call, Global, PersistentId, PickleError, read_pickle
 
-MAX_HEADER = 16 << 20  # bytes of a header or pickle; SD 1.x has about 200 kB
-MAX_TENSORS = 50_000  # SD 1.x with both kinds of weights has 1,831
+MAX_HEADER = 4 << 20  # bytes of a header, a pickle or an archive's directory; SD 1.x has about 200 kB
+MAX_TENSORS = 20_000  # SD 1.x with both kinds of weights has 1,831, and thrice that with the optimizer's state
+MAX_DIMENSIONS = 8  # SD 1.x has 4
 
 ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 STORAGES = {
@@ -41,6 +42,9 @@ STORAGES = {
 class TensorFileError(ValueError):
     """The file cannot be used; the message says what it is, in one line."""
 
+    def __init__(self, message: str):  # which may quote names from the file: no line breaks, no terminal codes
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+
 
 class Tensor(NamedTuple):
     """A tensor that is still on disk: `start` is the byte in the file at which its first element lies."""
@@ -61,8 +65,9 @@ class Tensor(NamedTuple):
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors in a file by name, and its metadata (.safetensors only). Raises TensorFileError, OSError."""
     path = Path(path)
-    if path.is_dir():
-        what = "a diffusers folder" if (path / "model_index.json").exists() else "a folder"
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a file"
+        what = "a diffusers folder" if (path / "model_index.json").exists() else what
         raise TensorFileError(f"{path} is {what}: minisd reads one original file, .ckpt or .safetensors")
     try:
         with open(path, "rb") as file:
@@ -76,10 +81,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if head[8:9] == b"{":
                 return read_safetensors(path, file, size)
             raise TensorFileError(what_instead(head))
-    except (TensorFileError, ValueError, RecursionError, struct.error, zipfile.BadZipFile) as error:
-        raise TensorFileError(f"{path}: {error}"[:500]) from None
-    except (OverflowError, MemoryError, NotImplementedError, EOFError, KeyError, TypeError) as error:
-        raise TensorFileError(f"{path}: damaged ({type(error).__name__})") from None
+    except (TensorFileError, PickleError) as error:
+        raise TensorFileError(f"{path}: {str(error)[:500]}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
+        raise TensorFileError(f"{path}: damaged ({type(error).__name__}): download it again") from None
+    except (EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise TensorFileError(f"{path}: damaged or cut short ({error}): download it again") from None
 
 
 def what_instead(head: bytes) -> str:
@@ -111,21 +118,23 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, T
         raise TensorFileError(f"cut short: its header should have {length:,} bytes, the file has {size:,}")
     if length > MAX_HEADER:
         raise TensorFileError(f"its header has {length:,} bytes, more than any model needs")
-    header = json.loads(file.read(length), object_pairs_hook=no_duplicates)
-    metadata = header.pop("__metadata__", {})
-    if len(header) > MAX_TENSORS:
-        raise TensorFileError(f"it names {len(header):,} tensors, more than any model has")
     try:
-        with safe_open(path, framework="numpy"):  # the reference reader checks bounds, overlaps and holes
+        with safe_open(path, framework="numpy"):  # the reference reader checks types, bounds, overlaps and holes
             pass
     except (SafetensorError, OSError) as error:
-        raise TensorFileError(f"damaged or cut short ({error})") from None
+        raise TensorFileError(f"damaged or cut short ({error}): download it again") from None
+    header = json.loads(file.read(length), object_pairs_hook=no_duplicates)
+    metadata = header.pop("__metadata__", None) or {}
+    if len(header) > MAX_TENSORS:
+        raise TensorFileError(f"it names {len(header):,} tensors, more than any model has")
     tensors = {}
     for name, entry in header.items():
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if dtype not in ITEMSIZE:
             raise TensorFileError(f"{name[:100]} is of type {dtype}: minisd reads float32, float16 and bfloat16")
+        if len(shape) > MAX_DIMENSIONS:
+            raise TensorFileError(f"{name[:100]} has {len(shape):,} dimensions, more than any weight has")
         tensors[name] = Tensor(dtype, shape, contiguous(shape), 8 + length + begin)
         if tensors[name].nbytes != end - begin or tensors[name].start + tensors[name].nbytes > size:
             raise TensorFileError(f"{name[:100]} lies outside of the file")
@@ -153,22 +162,27 @@ class Storage(NamedTuple):
 
 def read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
     """torch's format since 1.6: a zip, nothing compressed, of NAME/data.pkl and storages NAME/data/KEY."""
-    file.seek(max(0, size - (1 << 17)))
-    tail = file.read()
-    end = tail.rfind(b"PK\5\6")
-    if end < 0:
-        raise TensorFileError("cut short: the zip archive's end is missing")
-    members = int.from_bytes(tail[end + 10 : end + 12], "little")
-    if members == 0xFFFF and (wide := tail.rfind(b"PK\6\6")) >= 0:
-        members = int.from_bytes(tail[wide + 32 : wide + 40], "little")
-    directory = int.from_bytes(tail[end + 12 : end + 16], "little")
-    if members > MAX_TENSORS or (directory != 0xFFFFFFFF and directory > MAX_HEADER):
-        raise TensorFileError(f"its archive lists {members:,} files, more than any model has")
+    file.seek(max(0, size - 98))
+    tail = file.read(98)
+    if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":  # the end record, 22 bytes without a comment
+        raise TensorFileError("cut short, or something is appended: it does not end as a zip archive does")
+    directory = int.from_bytes(tail[-10:-6], "little")
+    if tail[-42:-38] == b"PK\6\7":  # above 4 GB it also has one in 64 bits, which zipfile takes instead
+        if tail[-98:-94] != b"PK\6\6":
+            raise TensorFileError("its archive disagrees with itself about its end")
+        directory = int.from_bytes(tail[-58:-50], "little")
+    if directory > MAX_HEADER:
+        raise TensorFileError(f"its archive's directory has {directory:,} bytes, more than any model needs")
 
     found: dict[str, Storage] = {}
     with zipfile.ZipFile(file) as archive:
+        members = sorted(archive.infolist(), key=lambda m: m.header_offset)
+        if len(members) > MAX_TENSORS:
+            raise TensorFileError(f"its archive has {len(members):,} files, more than any model has")
+        if members and members[0].header_offset != 0:
+            raise TensorFileError("something else is in front of its archive")
         last = 0
-        for member in sorted(archive.infolist(), key=lambda m: m.header_offset):
+        for member in members:
             name = member.filename
             if name in found:
                 raise TensorFileError(f"its archive has two files named {name[:100]}")
@@ -178,15 +192,17 @@ def read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
                 raise TensorFileError("its archive is compressed, which torch never does")
             if member.flag_bits & 1:
                 raise TensorFileError("its archive is encrypted")
+            if member.header_offset < last or member.header_offset + 30 + member.file_size > size:
+                raise TensorFileError(f"its archive's {name[:100]} overlaps another file or the end")
             file.seek(member.header_offset)
-            local = file.read(30)
-            if local[:4] != b"PK\3\4":
+            signature, _, flags, method, _, _, *sizes, n_name, n_extra = struct.unpack("<4s3H3L2L2H", file.read(30))
+            if signature != b"PK\3\4":
                 raise TensorFileError("its archive points into nowhere")
-            n_name, n_extra = struct.unpack("<HH", local[26:30])
-            if file.read(n_name) != member.orig_filename.encode() or local[8:10] != b"\0\0":
+            sizes_differ = not {*sizes} <= {member.file_size, 0xFFFFFFFF, 0}  # 0: they follow behind the data
+            if file.read(n_name) != member.orig_filename.encode() or flags & 1 or method or sizes_differ:
                 raise TensorFileError(f"its archive disagrees with itself about {name[:100]}")
             start = member.header_offset + 30 + n_name + n_extra
-            if member.header_offset < last or start + member.file_size > size:
+            if start + member.file_size > size:
                 raise TensorFileError(f"its archive's {name[:100]} overlaps another file or the end")
             last = start + member.file_size
             found[name] = Storage(start, member.file_size)
@@ -204,38 +220,37 @@ def read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
 
     if found[pickles[0]].nbytes > MAX_HEADER:
         raise TensorFileError(f"its pickle has {found[pickles[0]].nbytes:,} bytes, more than any model needs")
-    if folder + "byteorder" in found and content(folder + "byteorder") != b"little":
+    if (order := found.get(folder + "byteorder")) and (order.nbytes != 6 or content(folder + "byteorder") != b"little"):
         raise TensorFileError("it was written on a big-endian machine")
-    storages = {name.removeprefix(f"{folder}data/"): storage for name, storage in found.items()}
+    data = folder + "data/"
+    storages = {name.removeprefix(data): storage for name, storage in found.items() if name.startswith(data)}
     return state_dict(read_pickle(io.BytesIO(content(pickles[0]))), storages, size)
 
 
 def read_legacy(file: BinaryIO, size: int) -> dict[str, Tensor]:
     """torch's format before 1.6: magic number, version, machine, data, storage keys; then length and storage of each."""
-    if read_pickle(file) != 0x1950A86A20F9469CFC6C:
+    head = io.BytesIO(file.read(MAX_HEADER))
+    if read_pickle(head) != 0x1950A86A20F9469CFC6C:
         raise TensorFileError("a pickle, but not one that torch.save makes")
-    _version, machine, data = (read_pickle(file) for _ in range(3))
+    used: list[PersistentId] = []  # tells the storages' types: a storage itself has only a length
+    _version, machine, data, keys = (read_pickle(head, used) for _ in range(4))
     if isinstance(machine, dict) and machine.get("little_endian") is False:
         raise TensorFileError("it was written on a big-endian machine")
     itemsize = {}
-    todo = [data]  # walk the data for the storages' types: the storage itself has only a length
-    for _ in range(MAX_TENSORS * 20):
-        if not todo:
-            break
-        match todo.pop():
+    for reference in used:
+        match reference:
             case PersistentId(("storage", Global() as kind, str(key), *_)) if kind in STORAGES:
                 itemsize[key] = ITEMSIZE[STORAGES[kind]]
-            case dict() as found:
-                todo.extend(found.values())
-            case list() | tuple() as found:
-                todo.extend(found)
-    storages = {}
-    for key in read_pickle(file):
+    storages, start = {}, head.tell()
+    for key in keys:
+        file.seek(start)
         length = int.from_bytes(file.read(8), "little")
-        storages[key] = Storage(file.tell(), length * itemsize[key])
-        file.seek(length * itemsize[key], os.SEEK_CUR)
-    if file.tell() > size:
-        raise TensorFileError(f"cut short: its tensors should end at byte {file.tell():,} of {size:,}")
+        if key in storages or key not in itemsize:
+            raise TensorFileError("its list of storages does not fit its tensors")
+        storages[key] = Storage(start + 8, length * itemsize[key])
+        start += 8 + storages[key].nbytes
+        if start > size:
+            raise TensorFileError(f"cut short: a storage should end at byte {start:,} of {size:,}")
     return state_dict(data, storages, size)
 
 
@@ -258,18 +273,20 @@ def state_dict(data: Any, storages: dict[str, Storage], size: int) -> dict[str, 
 
 def rebuild(name: str, value: Any, storages: dict[str, Storage]) -> Tensor | None:
     """What torch._utils._rebuild_tensor_v2 would make, still on disk; None for what is no tensor."""
-    if isinstance(value, Call) and value.function == Global("torch._utils", "_rebuild_parameter"):
-        value = value.args[0]
+    match value:
+        case Call(Global("torch._utils", "_rebuild_parameter"), (data, *_)):
+            value = data
     if not (isinstance(value, Call) and isinstance(value.function, Global) and value.function.module == "torch._utils"):
         return None
     match value:
         case Call(
             Global(_, "_rebuild_tensor_v2"),
-            (PersistentId(("storage", Global() as kind, str(key), _, int(numel), *_)), offset, size, stride, *_),
-        ) if kind in STORAGES and key in storages:
+            (PersistentId(("storage", Global() as kind, str(key), _, int(numel), *view)), offset, size, stride, *_),
+        ) if kind in STORAGES and key in storages and view in ([], [None]):
             dtype = STORAGES[kind]
-            numbers = (numel, offset, *size, *stride)
-            if not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in numbers) or len(size) != len(stride):
+            if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= MAX_DIMENSIONS):
+                raise TensorFileError(f"{name[:100]} has an impossible shape")
+            if not all(type(n) is int and 0 <= n < 1 << 48 for n in (numel, offset, *size, *stride)):
                 raise TensorFileError(f"{name[:100]} has an impossible shape or place")
             tensor = Tensor(dtype, tuple(size), tuple(stride), storages[key].start + offset * ITEMSIZE[dtype])
             if numel * ITEMSIZE[dtype] != storages[key].nbytes:
@@ -277,4 +294,4 @@ def rebuild(name: str, value: Any, storages: dict[str, Storage]) -> Tensor | Non
             if offset * ITEMSIZE[dtype] + tensor.nbytes > storages[key].nbytes or math.prod(size) > numel:
                 raise TensorFileError(f"{name[:100]} reaches beyond its storage")
             return tensor
-    raise TensorFileError(f"{name[:100]} is a tensor of a kind or in a place that minisd does not know")
+    raise TensorFileError(f"{name[:100]} is no plain tensor of float32, float16 or bfloat16, or its numbers are missing")

@@ -41,7 +41,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.fc1(x)
-        return self.fc2(h * torch.sigmoid(1.702 * h))  # OpenAI's quick GELU: the exact one is not what was trained
+        return self.fc2(
+            h * torch.sigmoid(1.702 * h)
+        )  # OpenAI's quick GELU: the exact one is not what was trained
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""Prompt -> 77 token ids, as CLIP was trained: byte-pair encoding with OpenAI's vocabulary of 49,408."""
+"""Prompt -> 77 token ids: byte-pair encoding with the vocabulary of OpenAI's CLIP, 49,408 entries."""
 
 import gzip
 import warnings
@@ -6,7 +6,14 @@ from pathlib import Path
 
 import ftfy
 import torch
-from tokenizers import Regex, Tokenizer as FastTokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    Regex,
+    Tokenizer as FastTokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from torch import Tensor
 
 START, END = 49406, 49407
@@ -23,7 +30,9 @@ class Tokenizer:
         merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
         symbols = byte_symbols()
         words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges)]
-        vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+        vocabulary = {
+            word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])
+        }
         self.bpe = FastTokenizer(
             models.BPE(vocabulary, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"),
         )
@@ -39,30 +48,32 @@ class Tokenizer:
         self.bpe.decoder = decoders.ByteLevel()
         self.bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
 
-    def ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt of any length, without start and end. Cleaned by ftfy first, as SD 1.x does it."""
-        return self.bpe.encode(ftfy.fix_text(prompt), add_special_tokens=False).ids
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start and end. ftfy cleans it, as in SD 1.x."""
+        return self.bpe.encode(ftfy.fix_text(text), add_special_tokens=False).ids
 
     def words(self, ids: list[int]) -> str:
         return self.bpe.decode(ids).replace("</w>", " ").strip()
 
-    def __call__(self, prompts: list[str]) -> Tensor:
-        """(B,) prompts -> (B, 77) int64: start, the tokens, then the end token to the last place.
+    def frame(self, ids: list[int]) -> list[int]:
+        """Start, up to 75 tokens, and the end token to the last of 77 places (OpenAI's own pads with
+        0). What does not fit is cut off, with a warning that names it."""
+        kept, cut = ids[: LENGTH - 2], ids[LENGTH - 2 :]
+        if cut:
+            said = f"the prompt is {len(cut)} tokens too long; cut off: {self.words(cut)!r}"
+            warnings.warn(said, stacklevel=3)
+        return [START, *kept] + [END] * (LENGTH - 1 - len(kept))
 
-        What does not fit is cut off, with a warning that names it.
-        """
-        rows = []
-        for prompt in prompts:
-            ids = self.ids(prompt)
-            kept, cut = ids[: LENGTH - 2], ids[LENGTH - 2 :]
-            if cut:
-                words = self.words(cut)
-                warnings.warn(f"the prompt is {len(cut)} tokens too long; cut off: {words!r}", stacklevel=2)
-            rows.append([START, *kept] + [END] * (LENGTH - 1 - len(kept)))  # padded with END: OpenAI's own pads with 0
-        return torch.tensor(rows)  # (B, 77)
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """(B,) prompts -> (B, 77) int64."""
+        return torch.tensor([self.frame(self.ids(prompt)) for prompt in prompts])
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each byte, in the vocabulary's order: those that are printable, then the rest."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """A printable character for each byte, in the vocabulary's order: first those that have one."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

@@ -66,7 +66,9 @@ SD1 = Table(
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """(B,) timesteps, fractional or not -> (B, width): cosines, then sines, of t at frequencies 1 to 1/10000."""
-    frequencies = torch.exp(-math.log(10000) / (width // 2) * torch.arange(width // 2, device=t.device))
+    frequencies = torch.exp(
+        -math.log(10000) / (width // 2) * torch.arange(width // 2, device=t.device)
+    )
     angles = t.float()[:, None] * frequencies  # (B, width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, width)
 
@@ -104,9 +106,13 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(c_context, c, bias=False)
         self.to_out = nn.Sequential(nn.Linear(c, c))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # (B, N, C), (B, 77, c_context)
+    def forward(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> Tensor:  # (B, N, C), (B, 77, c_context)
         context = x if context is None else context
-        return self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return self.to_out(
+            attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        )
 
 
 class GEGLU(nn.Module):
@@ -124,7 +130,9 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, c: int):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c))  # slot 1 was dropout
+        self.net = nn.Sequential(
+            GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)
+        )  # slot 1 was dropout
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -216,18 +224,24 @@ class UNet(nn.Module):
         super().__init__()
         c = table.input_blocks[0].c_out
         shared = (4 * c, table.c_context, heads)
-        self.factor = 2 ** sum("down" in row.layers for row in table.input_blocks)  # latent sides: multiples of 8
+        self.factor = 2 ** sum(
+            "down" in row.layers for row in table.input_blocks
+        )  # latent sides: multiples of 8
         self.time_embed = nn.Sequential(nn.Linear(c, 4 * c), nn.SiLU(), nn.Linear(4 * c, 4 * c))
         self.input_blocks = nn.ModuleList(Stage(row, *shared) for row in table.input_blocks)
         self.middle_block = Stage(table.middle_block, *shared)
         self.output_blocks = nn.ModuleList(Stage(row, *shared) for row in table.output_blocks)
-        self.out = nn.Sequential(nn.GroupNorm(32, c, eps=1e-5), nn.SiLU(), nn.Conv2d(c, 4, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, c, eps=1e-5), nn.SiLU(), nn.Conv2d(c, 4, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Predict the noise: eps (B, 4, h, w), from x (B, 4, h, w) of variance 1, that is x / sqrt(sigma^2 + 1) in the
         loop's terms, t (B,) in 0..999, fractional or not, and the text states context (B, 77, c_context)."""
         dtype = self.out[2].weight.dtype
-        time = self.time_embed(timestep_embedding(t, self.time_embed[0].in_features).to(dtype))  # (B, c_time)
+        time = self.time_embed(
+            timestep_embedding(t, self.time_embed[0].in_features).to(dtype)
+        )  # (B, c_time)
         h, context, skips = x.to(dtype), context.to(dtype), []
         for block in self.input_blocks:
             h = block(h, time, context)

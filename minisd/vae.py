@@ -53,7 +53,9 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(c, c, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only: padding all round shifts the picture
+        return self.conv(
+            F.pad(x, (0, 1, 0, 1))
+        )  # right and bottom only: padding all round shifts the picture
 
 
 class Upsample(nn.Module):
@@ -70,7 +72,9 @@ class Level(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, blocks: int):
         super().__init__()
-        self.block = nn.Sequential(*(ResnetBlock(c_in if j == 0 else c_out, c_out) for j in range(blocks)))
+        self.block = nn.Sequential(
+            *(ResnetBlock(c_in if j == 0 else c_out, c_out) for j in range(blocks))
+        )
         self.downsample = self.upsample = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +114,9 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(4, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         # up.0 is the full resolution, as down.0 is: the checkpoint numbers both from the picture's side.
-        self.up = nn.ModuleList(Level(a, b, blocks) for a, b in zip((*widths[1:], widths[-1]), widths))
+        self.up = nn.ModuleList(
+            Level(a, b, blocks) for a, b in zip((*widths[1:], widths[-1]), widths)
+        )
         for level, c in zip(self.up[1:], widths[1:]):
             level.upsample = Upsample(c)
         self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
@@ -126,7 +132,9 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """CompVis's AutoencoderKL. `widths` are the channels at each resolution, `blocks` the encoder's blocks there."""
 
-    def __init__(self, ch: int = 128, widths: tuple[int, ...] = (128, 256, 512, 512), blocks: int = 2):
+    def __init__(
+        self, ch: int = 128, widths: tuple[int, ...] = (128, 256, 512, 512), blocks: int = 2
+    ):
         super().__init__()
         self.factor = 2 ** (len(widths) - 1)  # image side / latent side: 8 in SD 1.x
         self.encoder = Encoder(ch, widths, blocks)

@@ -24,7 +24,11 @@ def seeded(key: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.tensor(BETAS if key == "betas" else ABAR, dtype=torch.float32)
     if key.endswith("position_ids"):
         return torch.arange(77)[None]
-    z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(size=int(np.prod(shape))).reshape(shape)
+    z = (
+        np.random.RandomState(zlib.crc32(key.encode()))
+        .standard_normal(size=int(np.prod(shape)))
+        .reshape(shape)
+    )
     if len(shape) == 1:
         z = 1 + 0.05 * z if key.endswith(".weight") else 0.02 * z
     elif "embedding" in key:
@@ -35,7 +39,10 @@ def seeded(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def manifest() -> dict[str, tuple[int, ...]]:
-    return {key: tuple(shape) for key, shape in json.loads((GOLDEN / "sd1_manifest.json").read_text()).items()}
+    return {
+        key: tuple(shape)
+        for key, shape in json.loads((GOLDEN / "sd1_manifest.json").read_text()).items()
+    }
 
 
 def tiny_manifest() -> dict[str, tuple[int, ...]]:
@@ -70,8 +77,12 @@ def golden(size: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    facts = {"minisd": json.dumps({"unet_heads": 8, "text_heads": 4, "native_size": 64, "name": "tiny"})}
-    save_file({key: seeded(key, shape) for key, shape in tiny_manifest().items()}, path, metadata=facts)
+    facts = {
+        "minisd": json.dumps({"unet_heads": 8, "text_heads": 4, "native_size": 64, "name": "tiny"})
+    }
+    save_file(
+        {key: seeded(key, shape) for key, shape in tiny_manifest().items()}, path, metadata=facts
+    )
     return path
 
 

@@ -1,0 +1,1 @@
+"""The command line, around the core: switches, the prompt, files, metadata."""

@@ -1,0 +1,135 @@
+"""The switches of a picture, the same at the shell and at the prompt, and how a line is read.
+
+Names, defaults and ranges are InvokeAI's (ldm/invoke/args.py), CompVis's script's names are aliases.
+"""
+
+import argparse
+import re
+import shlex
+from typing import NoReturn
+
+
+class SwitchError(ValueError):
+    """A switch that can't be understood."""
+
+
+class Switches(argparse.ArgumentParser):
+    """A parser that raises where argparse would print its usage and end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SwitchError(message.replace("argument ", "", 1))
+
+
+def between(low: float, high: float, kind: type = float):
+    """A type for argparse: a number in low..high."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return convert
+
+
+def seed_weights(text: str) -> list[tuple[int, float]]:
+    """`seed:weight,seed:weight`"""
+    pairs = []
+    for pair in text.split(","):
+        seed, colon, weight = pair.partition(":")
+        if not colon:
+            raise argparse.ArgumentTypeError(f"{pair!r} is not seed:weight")
+        pairs.append((between(0, 2**32 - 1, int)(seed), between(0, 1)(weight)))
+    return pairs
+
+
+def configure(parser: argparse.ArgumentParser, picture: bool = True) -> None:
+    """Add the switches of one line. picture False leaves out what only makes sense with -I."""
+    add = parser.add_argument
+    whole = between(1, 10_000, int)
+    add("-s", "--steps", "--ddim_steps", type=whole, default=50, metavar="N",
+        help="steps of the whole schedule (50)")  # fmt: skip
+    add("-S", "--seed", type=between(-999, 2**32 - 1, int), metavar="N",
+        help="where the random numbers start; the same seed, the same picture (a new one). "
+        "At the prompt -1 is the last picture's, -2 the one before")  # fmt: skip
+    add("-n", "--iterations", "--n_iter", "--n_samples", type=whole, default=1, metavar="N",
+        help="how many pictures, each with a seed that follows from the one before (1)")  # fmt: skip
+    add("-W", "--width", "--W", type=between(1, 16384, int), metavar="PX",
+        help="width (the model's native one)")  # fmt: skip
+    add("-H", "--height", "--H", type=between(1, 16384, int), metavar="PX",
+        help="height; with -I both count only together with --fit")  # fmt: skip
+    add("-C", "--cfg_scale", "--scale", "--guidance", type=between(0, 1000), default=7.5,
+        metavar="X", help="classifier-free guidance, how much the prompt counts (7.5)")  # fmt: skip
+    add("-A", "-m", "--sampler", default="k_lms", metavar="NAME", help="sampler (k_lms)")
+    add("--schedule", metavar="NAME", help="model, karras or ddim (the sampler's own)")
+    add("-v", "--variation_amount", type=between(0, 1), default=0.0, metavar="X",
+        help="0..1, how far each of the -n pictures' noise is led from the seed's own (0)")  # fmt: skip
+    add("-V", "--with_variations", type=seed_weights, default=[], metavar="SEED:WEIGHT,...",
+        help="lead the noise of -S towards that of other seeds")  # fmt: skip
+    add("-x", "--skip_normalize", action="store_true",
+        help="take a blend's weights as they are: do not scale them to sum to 1")  # fmt: skip
+    add("-g", "--grid", action="store_true", help="also write all pictures as one")
+    add("-o", "--outdir", default="outputs/img-samples", metavar="FOLDER",
+        help="where pictures go (outputs/img-samples)")  # fmt: skip
+    if not picture:
+        return
+    add("-I", "--init_img", "--init-img", metavar="FILE", help="the picture to draw on top of. "
+        "At the prompt -1 is the last one made, -2 the one before")  # fmt: skip
+    add("-f", "--strength", type=between(0, 1), default=0.75, metavar="X",
+        help="0..1: 0 keeps the picture, 1 ignores it (0.75)")  # fmt: skip
+    add("-T", "-fit", "--fit", action="store_true",
+        help="scale the picture, up or down, to fit inside width x height")  # fmt: skip
+    add("-M", "--init_mask", metavar="FILE", help="redraw where this picture is transparent, or "
+        "black if it has no transparency; without it, where the picture of -I is")  # fmt: skip
+    add("--no_paste", action="store_true",
+        help="inpainting: leave the kept part as the decoder gives it, do not paste it back")  # fmt: skip
+    add("--variants", type=between(0, 1000, int), default=0, metavar="N",
+        help="then redraw each result N times with the same words and strength")  # fmt: skip
+
+
+def configure_model(parser: argparse.ArgumentParser) -> None:
+    """Add the switches that choose the model: at the shell only."""
+    parser.add_argument("--model", "--ckpt", metavar="FILE",
+        help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (cuda if there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+        help="arithmetic of UNet and autoencoder (float32)")  # fmt: skip
+
+
+def read_line(line: str, defaults: argparse.Namespace | None = None) -> argparse.Namespace:
+    """A line of the prompt, `words -switches`, as InvokeAI 2.1 and later split it.
+
+    The words end before the first space that is followed by `-` or `--` and a letter, or with the
+    closing quote if the line begins with one. Raises SwitchError, ValueError.
+    """
+    words, rest = split_line(line)
+    parser = Switches(prog="", add_help=False)
+    configure(parser)
+    for switch in rest:
+        if re.match(r"-o[^u]", switch):
+            raise SwitchError(f"{switch!r}: write -o, a space and the folder")
+    args = parser.parse_args(rest, argparse.Namespace(**vars(defaults)) if defaults else None)
+    args.prompt = words
+    return args
+
+
+def split_line(line: str) -> tuple[str | None, list[str]]:
+    line = line.strip()
+    if line.startswith("-"):
+        return None, shell_words(line)
+    if line.startswith('"'):
+        first, *rest = shell_words(line)
+        return first, rest
+    found = re.match(r"(.+?)\s(--?[a-zA-Z].*)$", line, re.S)
+    return (found[1].strip(), shell_words(found[2])) if found else (line, [])
+
+
+def shell_words(text: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise SwitchError(f"{error} in {text!r}") from None
