@@ -1,11 +1,12 @@
-"""The other samplers that the original program offered. See samplers.py for what a sampler is.
+"""The other samplers that the original program offered. What a sampler is stands in samplers.py.
 
-Papers count downwards in lambda = -log(sigma), half the log of the signal-to-noise ratio; k-diffusion calls it t. The
-ones that call the network twice a step yield one Step, whose eps is the first call's. None calls it at sigma 0, where
-no noise is left to predict: a step that ends there is Euler's, straight to x0.
+Lambda in DPM-Solver's papers is -log(sigma), half the log of the signal-to-noise ratio (k-diffusion
+calls it t). Those that call the network twice a step yield one Step, whose eps is the first call's.
+None calls it at sigma 0, where no noise is left to predict: a step to there goes straight to x0.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from math import expm1, log
 
 import torch
@@ -15,8 +16,8 @@ from minisd.step import PredictEps, Step, ancestral_step, check_eta
 
 
 def k_euler(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
-    """Euler's method along the slope eps. k-diffusion: sample_euler; Karras et al. 2022, algorithm 1 without line 6."""
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    """Euler's method along the slope eps. k-diffusion: sample_euler; it is DDIM with eta 0."""
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         x_next = x + (sigma_next - sigma) * eps
         yield Step(i, sigma, sigma_next, x, eps, x_next)
@@ -30,12 +31,13 @@ def k_euler_a(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
-    """Euler to `down`, then fresh noise of `up`. k-diffusion: sample_euler_ancestral; DDIM's family with eta 1.
+    """Euler to `down`, then fresh noise of `up`. k-diffusion: sample_euler_ancestral.
 
-    It takes one normal of x's shape from `generator` for each step that adds noise: not for one to sigma 0.
+    It is DDIM with eta 1, but takes one normal of x's shape from `generator` only for a step that
+    adds noise, and one to sigma 0 doesn't.
     """
     check_eta(eta, generator)
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         down, up = ancestral_step(sigma, sigma_next, eta)
         x_next = x + (down - sigma) * eps
@@ -46,8 +48,11 @@ def k_euler_a(
 
 
 def k_heun(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
-    """Heun's method: the mean of the slopes at both ends. k-diffusion: sample_heun; Karras et al. 2022, algorithm 1."""
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    """Heun's method: the mean of the slopes at both ends of the step.
+
+    k-diffusion: sample_heun, without churn; Karras et al. 2022, algorithm 1.
+    """
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         x_next = x + (sigma_next - sigma) * eps
         if sigma_next > 0:
@@ -58,8 +63,12 @@ def k_heun(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[
 
 
 def k_dpm_2(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
-    """The midpoint rule, its midpoint halfway in lambda. k-diffusion: sample_dpm_2; cf. DPM-Solver-2, Lu et al. 2022."""
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    """The midpoint rule, with its midpoint halfway in lambda. k-diffusion: sample_dpm_2.
+
+    Karras et al. 2022 call it DPM-Solver-2 (Lu et al. 2022, algorithm 1), and it differs from that
+    only in integrating eps over sigma as a constant, not over lambda.
+    """
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         slope = eps if sigma_next == 0 else midpoint_eps(predict_eps, x, eps, sigma, sigma_next)
         x_next = x + (sigma_next - sigma) * slope
@@ -74,9 +83,12 @@ def k_dpm_2_a(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
-    """k_dpm_2 to `down`, then fresh noise of `up`, drawn as in k_euler_a. k-diffusion: sample_dpm_2_ancestral."""
+    """k_dpm_2 to `down`, then fresh noise of `up`, as in k_euler_a.
+
+    k-diffusion: sample_dpm_2_ancestral.
+    """
     check_eta(eta, generator)
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         down, up = ancestral_step(sigma, sigma_next, eta)
         slope = eps if down == 0 else midpoint_eps(predict_eps, x, eps, sigma, down)
@@ -90,19 +102,19 @@ def k_dpm_2_a(
 def midpoint_eps(
     predict_eps: PredictEps, x: Tensor, eps: Tensor, sigma: float, sigma_next: float
 ) -> Tensor:
-    """The slope at the geometric mean of the two levels, where lambda is halfway, by an Euler step along `eps`."""
+    """The slope halfway in lambda, at the geometric mean of the sigmas, by an Euler step."""
     middle = (sigma * sigma_next) ** 0.5
     return predict_eps(x + (middle - sigma) * eps, middle)
 
 
 def k_dpmpp_2(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
-    """DPM-Solver++(2M): x0 extrapolated from this step's and the last one's, and held over the step in lambda.
+    """DPM-Solver++(2M): hold over the step an x0 extrapolated from this step's and the last one's.
 
-    k-diffusion: sample_dpmpp_2m; Lu et al. 2022 (DPM-Solver++), algorithm 2: x_paper = x / sqrt(1 + sigma^2), h the
-    step in lambda, r the last step over this one. The first step, and one to sigma 0, take x0 as it is.
+    k-diffusion: sample_dpmpp_2m; Lu et al. 2022 (DPM-Solver++), algorithm 2: h is the step in
+    lambda, r the last step's over this one's. The first step, and one to sigma 0, take x0 as it is.
     """
     x0_last, h_last = None, 0.0
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         x0 = d = x - sigma * eps
         if sigma_next == 0:
@@ -125,12 +137,12 @@ def k_dpmpp_2_a(
     eta: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
-    """DPM-Solver++(2S) to `down`, x0 taken halfway in lambda, then fresh noise of `up`, drawn as in k_euler_a.
+    """DPM-Solver++(2S), x0 taken halfway in lambda, to `down`; then fresh noise, as in k_euler_a.
 
     k-diffusion: sample_dpmpp_2s_ancestral; Lu et al. 2022 (DPM-Solver++), algorithm 1 with r = 1/2.
     """
     check_eta(eta, generator)
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         x0 = x - sigma * eps
         down, up = ancestral_step(sigma, sigma_next, eta)
@@ -148,7 +160,7 @@ def k_dpmpp_2_a(
         x = x_next
 
 
-# Adams-Bashforth on an even grid, newest slope first: what each of the last slopes weighs, by how many there are.
+# Adams-Bashforth on an even grid, newest slope first, by the number of slopes there are.
 PLMS_WEIGHTS = {
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -157,13 +169,14 @@ PLMS_WEIGHTS = {
 
 
 def plms(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
-    """Pseudo linear multistep: the last four slopes combined as if the grid were even, then a DDIM step along that.
+    """Pseudo linear multistep: average the last four slopes as if the grid were even in sigma.
 
-    CompVis: ldm/models/diffusion/plms.py; Liu et al. 2022 (PNDM), equations 11 and 12. The first step is Heun's and
-    calls the network twice (equation 13 with the improved Euler method), but once if it ends in sigma 0.
+    CompVis: ldm/models/diffusion/plms.py; Liu et al. 2022 (PNDM). The step along the average is
+    DDIM's, the first one is Heun's ("pseudo improved Euler") and makes two calls. Order 2 only, as
+    the paper says: no grid here is even.
     """
     history: list[Tensor] = []  # slopes, newest first
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
         history = [eps, *history][:4]
         slope = eps

@@ -1,8 +1,9 @@
 """How noisy a latent is, and the lists of noise levels ("grids") that a sampler walks down.
 
-A latent on its way is `x = x0 + sigma * noise`, so sigma is the noise's standard deviation in units of the
-latent's own. The papers count the same thing as abar, the share of variance that is still picture:
-`abar = 1 / (sigma^2 + 1)`. The network was trained on 1000 levels, t = 0 (almost clean) to 999 (almost noise).
+A latent on its way is `x = x0 + sigma * noise`, so sigma is the noise's standard deviation in units
+of the latent's own. The papers count the same thing as abar, the share of variance that is still
+picture: `abar = 1 / (sigma^2 + 1)`. The network was trained on 1000 levels, t = 0 (almost clean) to
+999 (almost noise).
 """
 
 import math
@@ -11,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# SD 1.x's training schedule, linear in sqrt(beta). CompVis: configs/stable-diffusion/v1-inference.yaml and
-# ldm/modules/diffusionmodules/util.py make_beta_schedule. In float64: float32 is 1e-5 off at t = 0.
+# SD 1.x's training schedule, linear in sqrt(beta). CompVis: make_beta_schedule, with what is in
+# configs/stable-diffusion/v1-inference.yaml. In float64: float32 is 1e-5 off at t = 0.
 BETAS = np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2  # (1000,)
 ABAR = np.cumprod(1 - BETAS)  # (1000,)  0.9991 ... 0.0047
 SIGMAS = np.sqrt((1 - ABAR) / ABAR)  # (1000,)  0.0292 ... 14.6146
@@ -20,31 +21,46 @@ LOG_SIGMAS = np.log(SIGMAS)
 
 
 def t_to_sigma(t: float) -> float:
-    """Noise level at timestep t in 0..999; between two trained levels, linear in log sigma (k-diffusion)."""
+    """Noise level at timestep t in 0..999; between two, linear in log sigma as in k-diffusion."""
     return math.exp(np.interp(t, np.arange(1000), LOG_SIGMAS))
 
 
 def sigma_to_t(sigma: float) -> float:
-    """Timestep, mostly fractional, at which the network expects noise of this sigma; clamped to 0..999."""
+    """Timestep, mostly fractional, at which the network expects this sigma; clamped to 0..999."""
     return float(np.interp(math.log(max(sigma, SIGMAS[0])), LOG_SIGMAS, np.arange(1000)))
 
 
 def model(steps: int) -> list[float]:
-    """Sigmas at `steps` timesteps evenly from 999 to 0, then 0. k-diffusion: DiscreteSchedule.get_sigmas."""
+    """Sigmas at `steps` timesteps evenly from 999 to 0 (14.61 to 0.0292), then 0.
+
+    k-diffusion: DiscreteSchedule.get_sigmas.
+    """
     return [t_to_sigma(t) for t in np.linspace(999, 0, check_steps(steps))] + [0.0]
 
 
 def karras(steps: int, rho: float = 7.0) -> list[float]:
-    """Sigmas even in sigma^(1/rho) between the model's own extremes, then 0. Karras et al. 2022, equation 5."""
+    """Sigmas even in sigma^(1/rho) between the model's own extremes, 14.61 and 0.0292, then 0.
+
+    Karras et al. 2022, equation 5.
+    """
     high, low = SIGMAS[-1] ** (1 / rho), SIGMAS[0] ** (1 / rho)
     return [float(s) ** rho for s in np.linspace(high, low, check_steps(steps))] + [0.0]
 
 
-def ddim(steps: int) -> list[float]:
-    """Sigmas at t = 1 + i * (1000 // steps), highest first, then sigma at t = 0, which is 0.0292 and not 0.
+def exponential(steps: int) -> list[float]:
+    """Sigmas even in log sigma between the model's own extremes, 14.61 and 0.0292, then 0.
 
-    CompVis: make_ddim_timesteps and make_ddim_sampling_parameters, but always with exactly `steps` steps: the
-    original runs 31 when asked for 30, and leaves the table for 110.
+    k-diffusion: get_sigmas_exponential; "uniform logSNR" in DPM-Solver's papers.
+    """
+    logs = np.linspace(LOG_SIGMAS[-1], LOG_SIGMAS[0], check_steps(steps))
+    return [math.exp(log) for log in logs] + [0.0]
+
+
+def ddim(steps: int) -> list[float]:
+    """Sigmas at t = 1 + i * (1000 // steps), highest first, then that of t = 0: 0.0292, not 0.
+
+    CompVis: make_ddim_timesteps and make_ddim_sampling_parameters, but always with exactly `steps`
+    steps: the original runs 31 when asked for 30, and leaves the table for 110.
     """
     if check_steps(steps) > 999:
         raise ValueError(f"the ddim schedule has room for 1 to 999 steps, not {steps}")
@@ -52,16 +68,23 @@ def ddim(steps: int) -> list[float]:
     return [float(SIGMAS[t]) for t in reversed(timesteps)] + [float(SIGMAS[0])]
 
 
-SCHEDULES: dict[str, Callable[[int], list[float]]] = {"model": model, "karras": karras, "ddim": ddim}
+SCHEDULES: dict[str, Callable[[int], list[float]]] = {
+    "model": model,
+    "karras": karras,
+    "exponential": exponential,
+    "ddim": ddim,
+}
 
 
 def start_index(steps: int, strength: float) -> int:
-    """Where img2img enters a grid of `steps` steps: it drops this many and runs floor(steps * strength).
+    """Where img2img enters a grid of `steps` steps: it drops these, runs floor(steps * strength).
 
-    strength 0 runs no step, 1 runs all. The product is rounded first, since 0.58 * 50 is 28.999999999999996.
+    strength 0 runs no step, 1 runs all. The product is rounded first: 0.58 * 50 is 28.99...
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie between 0 (keep the image) and 1 (ignore it), not {strength}")
+        raise ValueError(
+            f"strength must lie between 0 (keep the image) and 1 (ignore it), not {strength}"
+        )
     return check_steps(steps) - math.floor(round(steps * strength, 9))
 
 

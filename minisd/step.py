@@ -1,4 +1,4 @@
-"""What a sampler asks (`PredictEps`) and what it yields (`Step`); and how ancestral ones split a step's noise."""
+"""What a sampler asks (PredictEps) and yields (Step), and how ancestral ones split the noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ PredictEps = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: from `x` at noise level `sigma` to `x_next` at `sigma_next`, along `eps` as predicted at x."""
+    """From `x` at noise level `sigma` to `x_next` at `sigma_next`; `eps` was predicted at x."""
 
     i: int
     sigma: float
@@ -22,15 +22,15 @@ class Step:
 
     @property
     def x0(self) -> Tensor:
-        """The clean latent as the network sees it from here: all of the predicted noise removed at once."""
+        """The clean latent as the network sees it from here: all of the predicted noise removed."""
         return self.x - self.sigma * self.eps
 
 
 def ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """(down, up): take noise out as far as `down`, add fresh noise of `up`, and sigma_next is what remains.
+    """(down, up): take noise out as far as `down`, add fresh noise of `up`: sigma_next remains.
 
-    down^2 + up^2 = sigma_next^2. DDIM, Song et al. 2020, equation 16, in sigma space; k-diffusion: get_ancestral_step.
-    With eta 1 `up` is the spread of DDPM's posterior, with eta 0 nothing is drawn.
+    down^2 + up^2 = sigma_next^2. DDIM, Song et al. 2020, equation 16, in sigma space; k-diffusion:
+    get_ancestral_step. With eta 1 `up` is the spread of DDPM's posterior, with eta 0 it is 0.
     """
     up = min(sigma_next, eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5)
     return (sigma_next**2 - up**2) ** 0.5, up
