@@ -195,7 +195,7 @@ def read_zip(file: BinaryIO, size: int) -> dict[str, Tensor]:
             if member.header_offset < last or member.header_offset + 30 + member.file_size > size:
                 raise TensorFileError(f"its archive's {name[:100]} overlaps another file or the end")
             file.seek(member.header_offset)
-            signature, _, flags, method, _, _, *sizes, n_name, n_extra = struct.unpack("<4s3H3L2L2H", file.read(30))
+            signature, _, flags, method, _, _, _, *sizes, n_name, n_extra = struct.unpack("<4s5H3L2H", file.read(30))
             if signature != b"PK\3\4":
                 raise TensorFileError("its archive points into nowhere")
             sizes_differ = not {*sizes} <= {member.file_size, 0xFFFFFFFF, 0}  # 0: they follow behind the data
