@@ -1,49 +1,56 @@
 """The command line: `minisd COMMAND ...`, or `minisd` alone for the prompt.
 
-Each command is a module with `configure(parser)` and `run(args) -> exit status`, imported when it is asked for.
+A command is a module with configure(parser) and run(args) -> exit status, imported when asked for.
 """
 
 import argparse
 import sys
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
     "img2img": ("minisd.cli.pictures", "draw on top of a picture"),
     "txt2img": ("minisd.cli.pictures", "draw from noise alone"),
+    "recall": ("minisd.cli.recall", "print the command that makes a picture again"),
 }
+PROMPT = ("minisd.cli.prompt", "draw what is typed, line by line")
+
+USAGE = """\
+usage: minisd                            a prompt for lines of words and switches
+       minisd COMMAND ...                one of those below; COMMAND -h tells its switches
+       minisd --from_file FILE           lines from a file
+       minisd --version
+
+Stable Diffusion 1.x, small enough to read and exact enough to trust.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    name = next((word for word in argv if not word.startswith("-")), None)
-    parser = argparse.ArgumentParser(
-        prog="minisd",
-        description="Stable Diffusion 1.x, small enough to read and exact enough to trust.",
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command, (module, help) in COMMANDS.items():
-        child = commands.add_parser(command, help=help, description=help.capitalize() + ".")
-        if command == name:
-            import_module(module).configure(child)
-    args = parser.parse_args(argv)
-    if args.version:
-        from importlib.metadata import version
-
+    command = argv[0] if argv and not argv[0].startswith("-") else ""
+    if argv in (["-h"], ["--help"]):
+        print(USAGE)
+        for name, (_, about) in COMMANDS.items():
+            print(f"  {name:10} {about}")
+        return 0
+    if argv == ["--version"]:
         print("minisd", version("minisd"))
         return 0
-    if args.command is None:
-        parser.print_help()
-        return 0
+    if command and command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"minisd: no command is named {command}; there are {known}", file=sys.stderr)
+        return 2
+
+    module, about = COMMANDS.get(command, PROMPT)
+    parser = argparse.ArgumentParser(prog=f"minisd {command}".strip(), description=about)
     warnings.showwarning = say_warning
     warnings.simplefilter("always", UserWarning)
     try:
-        return import_module(COMMANDS[args.command][0]).run(args)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # the user's mistake, or the file's or disk's: one line says it
+        room = import_module(module)
+        room.configure(parser)
+        return room.run(parser.parse_args(argv[1:] if command else argv))
+    except (ValueError, OSError) as error:  # a mistake of the user's, or in a file
         print(f"minisd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -47,8 +47,10 @@ class Recalled(NamedTuple):
 def dream(args: argparse.Namespace) -> str:
     """The settings as a line for the prompt, in InvokeAI's order."""
     prompt = args.prompt.replace("\\", "\\\\").replace('"', '\\"')
-    words = [f'"{prompt}"', f"-s {args.steps}", f"-S {args.seed}"]
-    words += [f"-W {args.width}", f"-H {args.height}", f"-C {args.cfg_scale!r}"]
+    words = [f'"{prompt}"', f"-s {args.steps}"]
+    for switch, value in (("-S", args.seed), ("-W", args.width), ("-H", args.height)):
+        words += [f"{switch} {value}"] if value is not None else []
+    words.append(f"-C {args.cfg_scale!r}")
     if args.init_img:
         words.append(f"-I {shlex.quote(args.init_img)}")
     words.append(f"-A {shlex.quote(args.sampler)}")

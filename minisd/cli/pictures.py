@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     drawn_on = parser.prog.endswith("img2img")
+    parser.set_defaults(drawn_on=drawn_on)
     parser.add_argument("prompt", nargs="?", help="what to draw; [words in brackets] are avoided")
     switches.configure(parser, picture=drawn_on)
     switches.configure_model(parser)
@@ -42,12 +43,8 @@ def run(args: argparse.Namespace) -> int:
         args, notes = recalled_under(args)
     for note in notes:
         warnings.warn(note, stacklevel=1)
-    if args.prompt is None:
-        raise ValueError('say what to draw: minisd img2img "a fire" -I drawing.png')
-    if args.command == "img2img" and not args.init_img:
+    if args.drawn_on and not args.init_img:
         raise ValueError("img2img needs a picture to draw on: -I FILE (or use minisd txt2img)")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError("a seed of the last pictures, -S -1, is for the prompt: run minisd alone")
     for name in ("init_img", "init_mask", "strength", "fit", "no_paste", "variants"):
         if name not in args:
             setattr(args, name, None)
@@ -99,7 +96,7 @@ class Studio:
         from minisd.samplers import SAMPLERS
         from minisd.variations import seed_chain
 
-        args = argparse.Namespace(**vars(args))
+        args = self.resolved(args)
         check_names(args, list(SAMPLERS))
         picture = open_init(args)
         folder = outputs.open_folder(args.outdir)
@@ -145,6 +142,26 @@ class Studio:
             paths.append(self.save(sheet, jobs[0][0], folder, name, 0))
         self.seeds += [one.seed for one, _ in jobs]
         return paths
+
+    def resolved(self, args: argparse.Namespace) -> argparse.Namespace:
+        """The settings with references to earlier pictures looked up; the given ones stay as they are."""
+        args = argparse.Namespace(**vars(args))
+        if args.seed is not None and args.seed < 0:
+            args.seed = nth_last(self.seeds, args.seed, "-S")
+        for switch, name in (("-I", "init_img"), ("-M", "init_mask")):
+            file = getattr(args, name)
+            if file and re.fullmatch(r"-\d+", file):
+                setattr(args, name, str(nth_last(self.made, int(file), switch)))
+            elif file and not Path(file).exists() and (found := Path(args.outdir) / file).exists():
+                setattr(args, name, str(found))
+        if args.prompt is None and args.init_img:
+            try:
+                args.prompt = metadata.recall(args.init_img).args.prompt
+            except ValueError:
+                pass  # it has none; said below
+        if args.prompt is None:
+            raise ValueError('say what to draw, as in: minisd img2img "a fire" -I drawing.png')
+        return args
 
     def sizes(self, args: argparse.Namespace, picture: Image.Image | None) -> tuple[int, int]:
         """Width and height of what is drawn, from the switches or the picture; sets args.width and
@@ -253,6 +270,13 @@ class progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
+
+
+def nth_last(items: list, n: int, switch: str):
+    if n == 0 or -n > len(items):
+        have = f"{len(items)} made so far" if items else "none was made yet"
+        raise ValueError(f"{switch} {n} is the {-n}. last picture, and {have}")
+    return items[n]
 
 
 def check_names(args: argparse.Namespace, samplers: list[str]) -> None:
