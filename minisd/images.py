@@ -36,6 +36,8 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if image.mode == "La":
+        image = image.convert("LA")  # the one way that Pillow has for it
     clear = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
     return image.convert("RGBA" if clear else "RGB")
 
