@@ -196,7 +196,7 @@ def template(where: str) -> dict[str, bytes]:
         "key": {"callbacks": {MARKER: 0}, "state_dict": micro()},
         "state_dict": {"state_dict": {"extra": MARKER, **micro()}},
         "state_dict key": {"state_dict": {MARKER: 0, **micro()}},
-        "weight": {"state_dict": {**micro(), FIRST: MARKER}},
+        "weight": {"spare": micro()[FIRST], "state_dict": {**micro(), FIRST: MARKER}},  # its storage is "0"
     }
     return members(saved(values[where]))
 
