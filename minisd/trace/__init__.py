@@ -1,0 +1,1 @@
+"""Looking at runs from outside: traces, strips, the ledger, where two runs part, sweeps."""
