@@ -7,7 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisd.prompts import SPECIAL, parse, text_states
+from minisd.conditioning import text_states
+from minisd.prompts import SPECIAL, parse
 
 
 def structure(prompt):

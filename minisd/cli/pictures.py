@@ -92,7 +92,7 @@ class Studio:
 
     def make(self, args: argparse.Namespace) -> list[Path]:
         """Draw what a line asks for, and write it. Returns the files, in order."""
-        from minisd.prompts import text_states
+        from minisd.conditioning import text_states
         from minisd.samplers import SAMPLERS
         from minisd.variations import seed_chain
 
@@ -123,19 +123,20 @@ class Studio:
                 jobs.append((one, seeds[i]))
 
         prefix, paths, images = outputs.next_prefix(folder), [], []
+        def finish(image: Image.Image, one: argparse.Namespace, number: int, i: int) -> Path:
+            images.append(image)
+            paths.append(self.save(image, one, folder, f"{prefix:06}.{number}.png", i))
+            return paths[-1]
+
         for i, (one, number) in enumerate(jobs):
             count = f"{i + 1}/{len(jobs)}" if len(jobs) > 1 else ""
             image = self.draw(one, picture, prompt, negative, size, count)
-            path = self.save(image, one, folder, f"{prefix:06}.{number}.png", i + 1)
-            images.append(image)
-            paths.append(path)
-            for k, variant in enumerate(seed_chain(one.seed, (args.variants or 0) + 1)[1:]):
-                again = argparse.Namespace(**vars(one) | {"init_img": str(path), "seed": variant})
+            path = finish(image, one, number, i + 1)
+            for k, seed in enumerate(seed_chain(one.seed, (args.variants or 0) + 1)[1:], 1):
+                again = argparse.Namespace(**vars(one) | {"init_img": str(path), "seed": seed})
                 again.with_variations, again.fit, again.init_mask = [], False, None
-                image = self.draw(again, image, prompt, negative, image.size, f"variant {k + 1}")
-                path = self.save(image, again, folder, f"{prefix:06}.{variant}.png", k + 1)
-                images.append(image)
-                paths.append(path)
+                drawn = self.draw(again, image, prompt, negative, image.size, f"variant {k}")
+                finish(drawn, again, seed, k)
         if args.grid and len(images) > 1:
             name = f"{prefix:06}.{jobs[0][1]}.grid.png"
             sheet = outputs.contact_sheet(images)

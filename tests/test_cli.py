@@ -1,0 +1,470 @@
+"""The command line as a person uses it: in this process, on the bundled weights."""
+
+import errno
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from minisd.__main__ import main
+from minisd.cli import metadata, outputs, pictures
+from minisd.cli.switches import read_line
+from minisd.variations import noise_of, seed_chain, slerp, varied_noise
+
+FAST = ["-s2", "-C4", "-f.5"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (64, 64), "orange").save("in.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_model(emoji):
+    """All commands of this file share one loaded model; loading has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        import minisd.checkpoint
+
+        patch.setattr(minisd.checkpoint, "load", lambda *_, **__: emoji)
+        yield
+
+
+def made(folder):
+    return sorted(p.name for p in (folder / "outputs/img-samples").glob("*.png"))
+
+
+def run(*words, status=0):
+    assert main(list(words)) == status
+
+
+def test_img2img(folder, capsys):
+    run("img2img", "fire", "-I", "in.png", "-s10", "-f.75", "-C4", "-S42")
+    assert made(folder) == ["000001.42.png"]
+    out = capsys.readouterr().out
+    assert "10 steps asked, 7 run, 3 dropped; k_lms on model; the noise goes in at sigma 2.918" in out
+    assert '"fire" -s 10 -S 42 -W 64 -H 64 -C 4.0 -I in.png -A k_lms -f 0.75' in out
+    assert "000001.42.png" in (folder / "outputs/img-samples/minisd_log.txt").read_text()
+
+
+def test_nothing_is_overwritten(folder):
+    for _ in range(2):
+        run("txt2img", "fire", "-s1", "-S42")
+    assert made(folder) == ["000001.42.png", "000002.42.png"]
+    with pytest.raises(OSError, match="000001"):
+        samples = folder / "outputs/img-samples"
+        outputs.save_png(Image.new("RGB", (8, 8)), samples, "000001.42.png", {})
+    assert not list(samples.glob(".*"))
+
+
+def test_disk_full_leaves_nothing(folder, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    run("txt2img", "fire", "-s1", status=2)
+    assert "No space left" in capsys.readouterr().err
+    assert not list((folder / "outputs/img-samples").iterdir())
+
+
+def test_seed_chain_published():
+    """InvokeAI's VARIATIONS.md, and the seeds that follow the document's own."""
+    wanted = [1592514025, 1270187604, 3805924686, 141845748, 3150601133]
+    assert seed_chain(1592514025, 5) == wanted
+
+
+def test_iterations_follow_the_chain(folder):
+    run("txt2img", "fire", "-s1", "-n3", "-S1592514025")
+    assert made(folder) == [f"000001.{s}.png" for s in sorted(seed_chain(1592514025, 3), key=str)]
+    run("txt2img", "fire", "-s1", "-S1270187604")
+    second = Image.open(f"outputs/img-samples/{made(folder)[-1]}")
+    in_batch = Image.open("outputs/img-samples/000001.1270187604.png")
+    assert second.tobytes() == in_batch.tobytes()
+
+
+def test_variations_work_with_k_lms_img2img(folder):
+    """In the original they did not: the k samplers drew their own noise."""
+    run("img2img", "fire", "-I", "in.png", "-s4", "-C4", "-S1", "-n2", "-v.1")
+    run("img2img", "fire", "-I", "in.png", "-s4", "-C4", "-S1")
+    names = made(folder)
+    images = [np.asarray(Image.open(f"outputs/img-samples/{n}"), float) for n in names]
+    sub = seed_chain(1, 3)[1:]
+    assert sorted(names[:2]) == sorted(f"000001.{s}.png" for s in sub)
+    other = np.asarray(Image.open(make_other(folder)), float)
+    near = [np.abs(image - images[2]).mean() for image in images[:2]]
+    assert all(0 < distance < np.abs(other - images[2]).mean() for distance in near)
+
+
+def make_other(folder):
+    run("img2img", "fire", "-I", "in.png", "-s4", "-C4", "-S2")
+    return folder / "outputs/img-samples" / made(folder)[-1]
+
+
+def test_slerp():
+    shape = (1, 4, 32, 32)
+    a, b = noise_of(1, shape), noise_of(2, shape)
+    assert slerp(0.0, a, b).equal(a) and slerp(1.0, a, b).sub(b).abs().max() < 1e-6
+    half = slerp(0.5, a, b)
+    assert abs(half.std().item() - 1) < 0.05  # 4096 values; a straight line would give 0.71
+    assert varied_noise(1, [(2, 1.0)], shape).sub(b).abs().max() < 1e-6
+    assert slerp(0.3, a, a).sub(a).abs().max() < 1e-6
+
+
+def test_variants_feed_each_result_back(folder):
+    run("img2img", "fire", "-I", "in.png", *FAST, "-S1", "--variants", "2")
+    names = made(folder)
+    assert len(names) == 3
+    first = "outputs/img-samples/000001.1.png"
+    for name in names:
+        if name != "000001.1.png":
+            args = metadata.recall(folder / "outputs/img-samples" / name).args
+            assert args.init_img == first and args.strength == 0.5
+
+
+def test_grid(folder):
+    run("txt2img", "fire", "-s1", "-n4", "-S1", "-g")
+    assert Image.open("outputs/img-samples/000001.1.grid.png").size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("size", "switches", "wanted", "says"),
+    [
+        ((64, 64), [], (64, 64), ""),
+        ((100, 70), [], (96, 64), "multiples of 16"),
+        ((100, 70), ["-W64", "-H64"], (96, 64), "only together with --fit"),
+        ((200, 100), ["--fit"], (64, 32), "fitted into 64x64"),
+        ((30, 20), ["-fit", "-W96", "-H96"], (96, 64), "fitted into 96x96"),
+        ((32, 32), [], (32, 32), "smaller than the 64 pixels"),
+        ((1, 1), [], (16, 16), "smaller than"),
+    ],
+)
+def test_sizes(folder, capsys, size, switches, wanted, says):
+    Image.new("RGB", size, "orange").save("other.png")
+    run("img2img", "fire", "-I", "other.png", *FAST, "-S1", *switches)
+    assert Image.open("outputs/img-samples/000001.1.png").size == wanted
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+
+
+def test_inpainting_by_transparency_and_mask(folder, capsys):
+    image = Image.new("RGBA", (64, 64), "orange")
+    image.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    image.save("holes.png")
+    run("img2img", "fire", "-I", "holes.png", *FAST, "-S1")
+    assert "no colours left under its transparency" in capsys.readouterr().err
+    image.getchannel("A").save("mask.png")
+    run("img2img", "fire", "-I", "in.png", "-M", "mask.png", *FAST, "-S1")
+    for name in made(folder):
+        result = Image.open(f"outputs/img-samples/{name}")
+        assert result.getpixel((2, 2)) == (255, 165, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["img2img", "fire"], "needs a picture"),
+        (["img2img", "fire", "-I", "none.png"], "none.png"),
+        (["img2img", "fire", "-I", "."], r"\."),
+        (["img2img", "fire", "-I", "in.png", "-M", "none.png"], "none.png"),
+        (["img2img", "-I", "in.png"], "say what to draw"),
+        (["txt2img"], "say what to draw"),
+        (["txt2img", "fire", "-A", "k_foo"], "-A k_foo: there are k_lms"),
+        (["txt2img", "fire", "--schedule", "x"], "--schedule x: there are model"),
+        (["txt2img", "fire", "-S", "-1"], "none was made yet"),
+        (["txt2img", "fire", "-V", "1:0.5"], "with -S"),
+        (["txt2img", "fire", "-A", "ddim", "-s", "1000"], "1 to 999 steps"),
+        (["txt2img", "(fire:2)"], "write (words)1.3"),
+        (["txt2img", "fire", "--model", "sd-v9"], "no checkpoint is named sd-v9"),
+        (["txt2img", "fire", "-o", "in.png"], "it is a file"),
+        (["txt2img", "fire", "--from", "in.png"], "no settings in it"),
+        (["recall", "none.png"], "none.png"),
+        (["paint"], "no command is named paint"),
+    ],
+)
+def test_mistakes_get_one_line(folder, capsys, words, says):
+    assert main(words) in (1, 2)
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1 and re.search(says if "\\" in says else re.escape(says), lines[0])
+
+
+def test_shell_switch_errors(folder, capsys):
+    for words in (["-f", "1.5"], ["-s", "0"], ["-S", "x"], ["-C", "-1"]):
+        with pytest.raises(SystemExit):
+            main(["img2img", "fire", "-I", "in.png", *words])
+        assert f"argument {words[0]}/" in capsys.readouterr().err
+
+
+def test_long_prompt_says_what_was_cut(folder, capsys):
+    run("txt2img", "fire " * 75 + "the end", "-s1", "-S1")
+    assert "2 tokens too long; cut off: 'the end'" in capsys.readouterr().err
+
+
+# ---- the prompt --------------------------------------------------------------------------------
+
+
+def type_lines(monkeypatch, *lines):
+    todo = iter(lines)
+
+    def answer(_):
+        try:
+            line = next(todo)
+        except StopIteration:
+            raise EOFError from None
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+
+
+def test_prompt(folder, monkeypatch, capsys):
+    type_lines(
+        monkeypatch,
+        "",
+        "# a comment",
+        "fire -s2 -S7 -I in.png -C4",
+        "fire -f",
+        KeyboardInterrupt,
+        "tree -I -1 -S -1 -s2 -C4",
+        "-I -1 -s2 -C4 -S9",
+        'invoke> "heart" -s1 -S1',
+        "!fetch outputs/img-samples/000001.7.png",
+        "!nothing",
+        "!history",
+        "-h",
+        "q",
+        "never reached",
+    )
+    run()
+    out, err = capsys.readouterr()
+    assert made(folder) == ["000001.7.png", "000002.7.png", "000003.9.png", "000004.1.png"]
+    assert '"tree" -s 2 -S 7 -W 64 -H 64 -C 4.0 -I outputs/img-samples/000001.7.png' in out
+    assert '"tree" -s 2 -S 9' in out  # the prompt of the picture, where none was typed
+    assert "-f/--strength: expected one argument" in err and "!nothing is not a command" in err
+
+
+def test_ctrl_c_stops_a_picture_not_the_program(folder, monkeypatch, capsys):
+    real = pictures.Studio.draw
+    calls = []
+
+    def draw(self, *args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(pictures.Studio, "draw", draw)
+    type_lines(monkeypatch, "fire -s1 -S1", "fire -s1 -S2")
+    run()
+    assert "stopped" in capsys.readouterr().out and made(folder) == ["000001.2.png"]
+
+
+def test_from_file(folder, capsys):
+    (folder / "lines.txt").write_text("# two\nfire -s1 -S1\nfire -f\nfire -s1 -S2\nq\nfire -s1 -S3\n")
+    run("--from_file", "lines.txt", status=1)
+    assert made(folder) == ["000001.1.png", "000002.2.png"]
+    assert "line 3: -f/--strength" in capsys.readouterr().err
+
+
+def test_shell_switches_are_defaults_at_the_prompt(folder, monkeypatch, capsys):
+    type_lines(monkeypatch, "fire -S1", "fire -S1 -s3")
+    run("-s1", "-C4", "-o", "elsewhere")
+    out = capsys.readouterr().out
+    assert '"fire" -s 1 -S 1 -W 64 -H 64 -C 4.0' in out and '"fire" -s 3 -S 1' in out
+    assert len(list((folder / "elsewhere").glob("*.png"))) == 2
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=30)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    words,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "-s": st.integers(1, 10_000),
+            "-S": st.integers(0, 2**32 - 1),
+            "-n": st.integers(1, 99),
+            "-C": st.floats(0, 1000),
+            "-f": st.floats(0, 1),
+            "-v": st.floats(0, 1),
+            "-W": st.integers(1, 9999),
+            "-A": st.sampled_from(["k_lms", "ddim"]),
+            "-I": words.filter(lambda w: w and not w.startswith("-")),
+        },
+    ),
+    st.booleans(),
+)
+def test_any_line_is_read_as_written(prompt, switches, glued):
+    quoted = '"' + prompt.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    rest = []
+    for switch, value in switches.items():
+        text = shlex.quote(repr(value) if isinstance(value, float) else str(value))
+        rest.append(f"{switch}{text}" if glued and not text.startswith("-") else f"{switch} {text}")
+    args = read_line(" ".join([quoted, *rest]))
+    names = {"-s": "steps", "-S": "seed", "-n": "iterations", "-C": "cfg_scale", "-f": "strength"}
+    names |= {"-v": "variation_amount", "-W": "width", "-A": "sampler", "-I": "init_img"}
+    assert args.prompt == prompt
+    assert all(getattr(args, names[switch]) == value for switch, value in switches.items())
+    if args.seed is not None:
+        again = read_line(metadata.dream(args))
+        for name in ("prompt", "steps", "seed", "cfg_scale", "width", "sampler", "init_img"):
+            assert getattr(again, name) == getattr(args, name)
+
+
+@settings(max_examples=3000)
+@given(st.text('fire-sSIfvAn 10.:",#\'\\!=_', max_size=40))
+def test_any_line_is_understood_or_refused(line):
+    try:
+        args = read_line(line)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    # what is no switch is the prompt, word by word
+    if not line.strip().startswith(('"', "-")):
+        assert line.strip().startswith(args.prompt)
+
+
+# ---- metadata ----------------------------------------------------------------------------------
+
+
+def test_round_trip(folder, capsys):
+    """minisd -> PNG -> recall -> minisd gives the same bytes."""
+    Image.new("RGB", (70, 50), "orange").save("with space's.png")
+    lines = [
+        ["img2img", 'a "big" fire, it\'s [smoke] \\(x\\)', "-I", "with space's.png", "--fit"],
+        ["img2img", "fire", "-I", "in.png", "-A", "ddim", "-f", "0.37", "-n2"],
+        ["txt2img", "fire:2 tree+:1", "-x", "--schedule", "karras", "-n2", "-v.2", "-S3"],
+        ["txt2img", "日本 fire", "-W96", "-H64", "-C", "3.3"],
+    ]
+    for line in lines:
+        run(*line, "-s3")
+    for path in sorted((folder / "outputs/img-samples").glob("*.png")):
+        capsys.readouterr()
+        run("recall", str(path))
+        command = shlex.split(capsys.readouterr().out)
+        assert command[0] == "minisd"
+        run(*command[1:], "-o", "again")
+        again = max((folder / "again").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        assert again.read_bytes() == path.read_bytes(), command
+        kind = "img2img" if "-I" in command else "txt2img"
+        run(kind, "--from", str(path), "-o", "from")
+        again = max((folder / "from").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        assert again.read_bytes() == path.read_bytes()
+
+
+def test_from_with_switches_beside_it(folder):
+    run("txt2img", "fire", "-s3", "-S5", "-C4")
+    run("txt2img", "--from", "outputs/img-samples/000001.5.png", "-S6")
+    args = metadata.recall("outputs/img-samples/000002.6.png").args
+    assert (args.prompt, args.steps, args.cfg_scale, args.seed) == ("fire", 3, 4.0, 6)
+
+
+def test_formats(folder):
+    """InvokeAI's two chunks and AUTOMATIC1111's, as their own readers parse them."""
+    run("img2img", "a fire [smoke, ash]", "-I", "in.png", "-s4", "-f.5", "-S5")
+    text = Image.open("outputs/img-samples/000001.5.png").text
+    stored = json.loads(text["sd-metadata"])
+    assert stored["image"]["orig_hash"] == metadata.sha256("in.png")
+    assert stored["image"] | {"orig_hash": None} == {
+        **{"prompt": [{"prompt": "a fire [smoke, ash]", "weight": 1.0}], "steps": 4},
+        **{"cfg_scale": 7.5, "threshold": 0, "perlin": 0, "width": 64, "height": 64, "seed": 5},
+        **{"sampler": "k_lms", "variations": [], "type": "img2img", "postprocessing": None},
+        **{"strength_steps": 0.5, "orig_hash": None},
+    }
+    first, second, last = text["parameters"].split("\n")
+    assert (first, second) == ("a fire", "Negative prompt: smoke, ash")
+    assert last.startswith("Steps: 4, Sampler: LMS, CFG scale: 7.5, Seed: 5, Size: 64x64, Model h")
+
+
+A1111 = """a (cat:1.3), on a [mat]
+Negative prompt: dog, bad
+Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 12, Size: 512x768, Model: "v1-5, pruned"
+"""
+
+
+def png(path, **texts):
+    info = outputs.PngInfo()
+    for key, value in texts.items():
+        info.add_text(key.replace("_", "-") if key == "sd_metadata" else key, value)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return path
+
+
+def test_recall_a1111(folder, capsys):
+    run("recall", str(png("a.png", parameters=A1111)))
+    out, err = capsys.readouterr()
+    args = read_line(" ".join(shlex.quote(w) for w in shlex.split(out)[3:]))
+    assert shlex.split(out)[:3] == ["minisd", "txt2img", r"a \(cat\:1.3\), on a \[mat\] [dog, bad]"]
+    assert (args.steps, args.cfg_scale, args.seed, args.width, args.height) == (20, 7, 12, 512, 768)
+    assert (args.sampler, args.schedule) == ("k_dpmpp_2", "karras")
+    assert "AUTOMATIC1111" in err and "taken as words" in err
+
+
+def test_recall_metadata_alone(folder, capsys):
+    image = {"prompt": [{"prompt": "fire", "weight": 2}, {"prompt": "sea", "weight": 1}]}
+    image |= {"seed": 3, "steps": 7, "sampler": "ddim", "type": "img2img", "strength_steps": 0.5}
+    stored = json.dumps({"app_id": "lstein/stable-diffusion", "image": image})
+    run("recall", str(png("m.png", sd_metadata=stored)))
+    out, err = capsys.readouterr()
+    assert "'fire:2 sea:1' -s 7 -S 3" in out and "not to be trusted" in err
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"Dream": '"fire'},
+        {"Dream": '"fire" -s many'},
+        {"Dream": '"fire" --exec rm'},
+        {"sd_metadata": "{"},
+        {"sd_metadata": "[" * 100_000},
+        {"sd_metadata": '{"image": 3}'},
+        {"sd_metadata": '{"image": {"prompt": [{"prompt": "x", "weight": "y"}]}}'},
+        {"parameters": "fire"},
+        {"parameters": "fire\nSteps: 5, Seed: x, Sampler: LMS"},
+        {"parameters": 'fire\nSteps: "\\u12", Seed: 1, Sampler: LMS'},
+        {"other": "x"},
+    ],
+)
+def test_broken_metadata_gets_one_line(folder, capsys, texts):
+    run("recall", str(png("b.png", **texts)), status=1)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "no settings in it that can be read" in err
+
+
+def test_huge_text_is_refused(folder, capsys):
+    info = outputs.PngInfo()
+    info.add_text("Dream", "x" * 5_000_000, zip=True)  # 5 kB in the file
+    Image.new("RGB", (8, 8)).save("bomb.png", pnginfo=info)
+    run("recall", "bomb.png", status=1)
+    assert "can't be read" in capsys.readouterr().err
+
+
+def test_recalled_text_does_not_choose_the_folder_or_the_number(folder):
+    path = png("x.png", Dream='"fire" -s 1 -S 1 -n 999 -g -o /somewhere --variants 99')
+    args = metadata.recall(path).args
+    assert (args.outdir, args.iterations, args.variants) == ("outputs/img-samples", 1, 0)
+
+
+# ---- start-up ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["img2img", "-h"], ["recall", "-h"]])
+def test_help_does_without_torch(words):
+    code = (
+        "import sys; from minisd.__main__ import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
