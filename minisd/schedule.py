@@ -88,6 +88,26 @@ def start_index(steps: int, strength: float) -> int:
     return check_steps(steps) - math.floor(round(steps * strength, 9))
 
 
+def steps_after(run: int, strength: float, most: int = 10_000) -> int:
+    """How many steps to ask for, so that `run` of them are run at this strength.
+
+    The smallest count of which start_index leaves `run` steps: run / strength, rounded up. Of all
+    such counts, its share run / steps is nearest to the strength, so the noise put in is too. Above
+    strength 0 there always is one, since one step more asked is one step more run, or none.
+    ValueError where it would be over `most`, and at strength 0, which never runs a step.
+    """
+    check_steps(run)
+    start_index(1, strength)  # raises ValueError for a strength that is none
+    steps = math.ceil(round(run / strength, 9)) if strength * most >= run else most + 1
+    while steps <= most and steps - start_index(steps, strength) < run:
+        steps += 1  # the product's rounding and the quotient's may differ by one
+    if steps > most:
+        longest = most - start_index(most, strength)
+        said = f"no count up to {most} runs {run} steps at strength {strength}"
+        raise ValueError(f"{said}: {most} run {longest}")
+    return steps
+
+
 def check_steps(steps: int) -> int:
     try:
         if operator.index(steps) >= 1:
