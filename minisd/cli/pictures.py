@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from minisd.cli import metadata, outputs, switches
-from minisd.schedule import SCHEDULES, sigma_to_t, start_index
+from minisd.schedule import SCHEDULES, sigma_to_t, start_index, steps_after
 
 if TYPE_CHECKING:
     from minisd.checkpoint import StableDiffusion
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         warnings.warn(note, stacklevel=1)
     if args.drawn_on and not args.init_img:
         raise ValueError("img2img needs a picture to draw on: -I FILE (or use minisd txt2img)")
-    for name in ("init_img", "init_mask", "strength", "fit", "no_paste", "variants"):
+    for name in ("init_img", "init_mask", "strength", "fit", "no_paste", "variants", "steps_after"):
         if name not in args:
             setattr(args, name, None)
     Studio(args.model, args.device, args.dtype).make(args)
@@ -160,6 +160,9 @@ class Studio:
                 args.prompt = metadata.recall(args.init_img).args.prompt
             except ValueError:
                 pass  # it has none; said below
+        if args.steps_after and args.init_img:
+            args.steps = steps_after(args.steps_after, args.strength)
+            print(f"--steps-after {args.steps_after} at strength {args.strength:g}: -s {args.steps}")
         if args.prompt is None:
             raise ValueError('say what to draw, as in: minisd img2img "a fire" -I drawing.png')
         return args
@@ -200,15 +203,17 @@ class Studio:
             warnings.warn(f"{said} that the model was trained on: it may draw badly", stacklevel=2)
         return size
 
-    def draw(self, args, picture, prompt, negative, size, count) -> Image.Image:
+    def draw(self, args, picture, prompt, negative, size, count, *observers) -> Image.Image:
         from minisd.img2img import img2img
         from minisd.inpaint import inpaint, is_transparent
+        from minisd.trace.ledger import auditing
+        from minisd.trace.watch import together
         from minisd.txt2img import txt2img
         from minisd.variations import varied_noise
 
         factor = self.sd.vae.factor
         shape = (1, 4, size[1] // factor, size[0] // factor)
-        with progress(args, count) as observe:
+        with progress(args, count) as bar, auditing(self.sd.unet) as ledger:
             settings = {
                 "steps": args.steps,
                 "sampler": args.sampler,
@@ -217,7 +222,7 @@ class Studio:
                 "seed": args.seed,
                 "negative_prompt": negative,
                 "noise": varied_noise(args.seed, args.with_variations, shape),
-                "observe": observe,
+                "observe": together(bar, ledger, *observers),
             }
             if picture is None:
                 result = txt2img(self.sd, prompt, width=size[0], height=size[1], **settings)
@@ -233,6 +238,7 @@ class Studio:
                 )
             else:
                 result = img2img(self.sd, prompt, picture, strength=args.strength, **settings)
+        print(ledger.line())
         return result.image
 
     def save(self, image, args, folder, name, number) -> Path:

@@ -47,13 +47,20 @@ def seed_weights(text: str) -> list[tuple[int, float]]:
     return pairs
 
 
-def configure(parser: argparse.ArgumentParser, picture: bool = True) -> None:
-    """Add the switches of one line. picture False leaves out what only makes sense with -I."""
+def listed(kind):
+    """A type for argparse: values with commas between them."""
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def configure(parser: argparse.ArgumentParser, picture: bool = True, several: bool = False) -> None:
+    """Add the switches of one line. picture False leaves out what only makes sense with -I; several
+    gives -s, -S, -A and -f lists, of what is written with commas between."""
     add = parser.add_argument
     whole = between(1, 10_000, int)
-    add("-s", "--steps", "--ddim_steps", type=whole, default=50, metavar="N",
+    each = listed if several else lambda kind: kind
+    add("-s", "--steps", "--ddim_steps", type=each(whole), default=50, metavar="N",
         help="steps of the whole schedule (50)")  # fmt: skip
-    add("-S", "--seed", type=between(-999, 2**32 - 1, int), metavar="N",
+    add("-S", "--seed", type=each(between(-999, 2**32 - 1, int)), metavar="N",
         help="where the random numbers start; the same seed, the same picture (a new one). "
         "At the prompt -1 is the last picture's, -2 the one before")  # fmt: skip
     add("-n", "--iterations", "--n_iter", "--n_samples", type=whole, default=1, metavar="N",
@@ -64,7 +71,8 @@ def configure(parser: argparse.ArgumentParser, picture: bool = True) -> None:
         help="height; with -I both count only together with --fit")  # fmt: skip
     add("-C", "--cfg_scale", "--scale", "--guidance", type=between(0, 1000), default=7.5,
         metavar="X", help="classifier-free guidance, how much the prompt counts (7.5)")  # fmt: skip
-    add("-A", "-m", "--sampler", default="k_lms", metavar="NAME", help="sampler (k_lms)")
+    add("-A", "-m", "--sampler", type=each(str), default="k_lms", metavar="NAME",
+        help="sampler (k_lms)")  # fmt: skip
     add("--schedule", metavar="NAME", help="model, karras or ddim (the sampler's own)")
     add("-v", "--variation_amount", type=between(0, 1), default=0.0, metavar="X",
         help="0..1, how far each of the -n pictures' noise is led from the seed's own (0)")  # fmt: skip
@@ -79,8 +87,10 @@ def configure(parser: argparse.ArgumentParser, picture: bool = True) -> None:
         return
     add("-I", "--init_img", "--init-img", metavar="FILE", help="the picture to draw on top of. "
         "At the prompt -1 is the last one made, -2 the one before")  # fmt: skip
-    add("-f", "--strength", type=between(0, 1), default=0.75, metavar="X",
+    add("-f", "--strength", type=each(between(0, 1)), default=0.75, metavar="X",
         help="0..1: 0 keeps the picture, 1 ignores it (0.75)")  # fmt: skip
+    add("--steps-after", "--steps_after", type=whole, metavar="N",
+        help="with -I: ask for as many steps that N are run at this strength, whatever -s says")  # fmt: skip
     add("-T", "-fit", "--fit", action="store_true",
         help="scale the picture, up or down, to fit inside width x height")  # fmt: skip
     add("-M", "--init_mask", metavar="FILE", help="redraw where this picture is transparent, or "

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from minisd.schedule import sigma_to_t
 from minisd.step import Step
 from minisd.trace.strips import latent_tile
+from minisd.trace.watch import together, watching
 
 FORMAT = "1"
 KEY = "minisd_trace"  # in the file's metadata
-Seer = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # (x_in, t, context, eps) of a call
 
 
 @dataclass(frozen=True)
@@ -174,29 +174,6 @@ def copied(x: Tensor) -> Tensor:
 def n_bytes(step: Seen) -> int:
     tensors = (step.x, step.eps, step.eps_uncond, step.eps_cond)
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
-
-
-@contextmanager
-def watching(unet: nn.Module, see: Seer) -> Iterator[None]:
-    """Call `see` after each call of the network, by a forward hook; it is gone afterwards.
-
-    With guidance a call holds both halves of a batch: without the prompt, then with it.
-    """
-    hook = unet.register_forward_hook(lambda _, given, eps: see(*given, eps))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def together(*observers: Callable[..., None]) -> Callable[..., None]:
-    """One observer that shows all of these what it is shown, in order."""
-
-    def observe(name: str, **values: Any) -> None:
-        for observer in observers:
-            observer(name, **values)
-
-    return observe
 
 
 def traced(draw: Callable[..., Any], sd: Any, *args: Any, **settings: Any) -> tuple[Any, Trace]:
