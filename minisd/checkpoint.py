@@ -1,7 +1,8 @@
 """An original checkpoint file -> StableDiffusion, without running anything that is in the file.
 
-The modules' attributes are named as the checkpoint's keys are, so that loading is: strip the prefix, load strictly.
-There is no table of renames to trust. What the key names mean, README.md tells row by row.
+The modules' attributes are named as the checkpoint's keys are, so that loading is: strip the
+prefix, load strictly. There is no table of renames to trust. What the key names mean, README.md
+tells row by row.
 """
 
 import json
@@ -19,10 +20,10 @@ import torch
 from torch import nn
 
 from minisd.schedule import ABAR
-from minisd.tensor_file import Tensor, TensorFileError, contiguous, read_tensors
+from minisd.tensor_file import READS, Tensor, TensorFileError, contiguous, read_tensors
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
-from minisd.unet import SD1, Row, Table, UNet
+from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
 
 Shapes = dict[str, tuple[int, ...]]
@@ -35,25 +36,32 @@ PREFIXES = {
 # Left over by name: the training schedule, which minisd.schedule computes, and the numbers 0 to 76.
 SCHEDULE_BUFFERS = set(
     """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
-    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
-    posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2""".split()
+    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod
+    posterior_variance posterior_log_variance_clipped posterior_mean_coef1
+    posterior_mean_coef2""".split()  # noqa: SIM905
 )
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-# Latent -> RGB, a quick look without the decoder: rgb in [-1, 1] = latent @ factors + bias. For SD 1.4, by
-# keturn; the document's figures were drawn with these.
-SD1_LATENT_RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
+# Latent -> RGB, a quick look without the decoder: rgb in [-1, 1] = latent @ factors + bias. For
+# SD 1.4, by keturn; the document's figures were drawn with these.
+SD1_LATENT_RGB = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
 
 
 class CheckpointError(TensorFileError):
-    """The file holds tensors, but not those of an SD 1.x model; the message says which, or what it is instead."""
+    """The file cannot be used as an SD 1.x model; the message says in one line what it is instead,
+    or which of its tensors are wrong."""
 
 
 @dataclass
 class StableDiffusion:
-    """The three models and the tokenizer, as the file holds them, with what names and shapes don't tell."""
+    """The three models and the tokenizer, with what the file's names and shapes don't tell."""
 
     tokenizer: Tokenizer
     text_encoder: TextEncoder  # float32 always: it runs once, and its errors would be in every step
@@ -69,27 +77,31 @@ class StableDiffusion:
 
     @property
     def multiple(self) -> int:
-        """Pictures' sides must be multiples of this: 64 in SD 1.x, 8 of the autoencoder times 8 of the UNet."""
+        """Pictures' sides must be multiples of this: 64 in SD 1.x, 8 in the autoencoder times 8 in
+        the UNet."""
         return self.vae.factor * self.unet.factor
 
     def text_states(self, prompt: str | torch.Tensor) -> torch.Tensor:
-        """A prompt -> (1, 77, C) float32, which the UNet takes as context; text states stay as they are."""
+        """A prompt -> (1, 77, C) float32, the UNet's context; text states stay as they are."""
         if isinstance(prompt, torch.Tensor):
             return prompt
         return self.text_encoder(self.tokenizer([prompt]))
 
 
 def load(
-    path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> StableDiffusion:
-    """Load an SD 1.x checkpoint, .ckpt or .safetensors; None loads the small weights that come with minisd.
+    """Load an SD 1.x checkpoint, .ckpt or .safetensors; None: the weights that come with minisd.
 
-    UNet and autoencoder get `dtype` (float32, bfloat16 or float16), the text encoder is float32. Tensors that are of
-    that dtype in the file stay there, memory-mapped, until they are used. Raises CheckpointError (a ValueError),
-    with one line that says what is wrong, and OSError.
+    UNet and autoencoder get `dtype` (float32, bfloat16 or float16), the text encoder is float32.
+    Tensors that are of that dtype in the file stay there, memory-mapped, until they are used.
+    Raises CheckpointError (a ValueError), with one line that says what is wrong, and OSError.
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
+        raise ValueError(f"dtype must be torch.float32, bfloat16 or float16, not {dtype}")
     path = Path(path) if path else bundled_weights()
     try:
         tensors, metadata = read_tensors(path)
@@ -102,7 +114,8 @@ def load(
         with open(path, "rb") as file:
             warn_of_other_schedule(tensors, file)
             for part, model in models.items():
-                fill(model, parts[part], file, torch.float32 if part == "text_encoder" else dtype, PREFIXES[part])
+                kind = torch.float32 if part == "text_encoder" else dtype
+                fill(model, parts[part], file, kind, PREFIXES[part])
                 model.to(device)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {str(error)[:500]}") from None
@@ -110,43 +123,48 @@ def load(
 
 
 def bundled_weights() -> Path:
-    """The weights that come with minisd: in the package where it is installed, beside it in a checkout."""
+    """The weights that come with minisd: in the package if installed, beside it in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "weights", package.parent / "weights"):
         if (path := folder / "emoji-starter.safetensors").exists():
             return path
-    raise CheckpointError("minisd's own weights are missing from this installation: install it again, or name a file")
+    raise CheckpointError("minisd's own weights are missing: install it again, or name a file")
 
 
 def split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by model, prefixes stripped. What is left over must be known by name. Names other kinds of files."""
+    """Tensors by model, prefixes stripped. What is left over must be known by name.
+
+    Raises CheckpointError, which names other kinds of files for what they are.
+    """
     refuse_other_models({name: tensor.shape for name, tensor in tensors.items()})
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
     unknown, ema = [], 0
+    newer = re.compile(r"^cond_stage_model\.transformer\.(?!text_model\.)")
     for name, tensor in tensors.items():
         # Newer versions of transformers dropped one level of the text encoder's names.
-        key = re.sub(r"^cond_stage_model\.transformer\.(?!text_model\.)", PREFIXES["text_encoder"], name)
+        key = newer.sub(PREFIXES["text_encoder"], name)
+        part = next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), None)
         if key in SCHEDULE_BUFFERS or key == POSITION_IDS:
             wanted = (1, 77) if key == POSITION_IDS else (1000,)
             if tensor.shape != wanted:
                 raise CheckpointError(f"wrong shape: {name} is {tensor.shape}, should be {wanted}")
         elif key.startswith("model_ema."):
             ema += 1
-        elif part := next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), None):
-            if key.removeprefix(PREFIXES[part]) in parts[part]:
-                raise CheckpointError(f"{key[:100]} is there twice, with and without text_model.")
-            if tensor.dtype not in DTYPES:
-                kinds = "minisd reads float32, float16 and bfloat16"
-                raise CheckpointError(f"{name[:100]} is stored as {tensor.dtype}: {kinds}")
-            if 0 in tensor.shape:
-                raise CheckpointError(f"{name[:100]} is empty: its shape is {tensor.shape}")
-            parts[part][key.removeprefix(PREFIXES[part])] = tensor
-        else:
+        elif part is None:
             unknown.append(name)
+        elif key.removeprefix(PREFIXES[part]) in parts[part]:
+            raise CheckpointError(f"{key[:100]} is there twice, with and without text_model.")
+        elif tensor.dtype not in DTYPES:
+            raise CheckpointError(f"{name[:100]} is stored as {tensor.dtype}: {READS}")
+        elif 0 in tensor.shape:
+            raise CheckpointError(f"{name[:100]} is empty: its shape is {tensor.shape}")
+        else:
+            parts[part][key.removeprefix(PREFIXES[part])] = tensor
     if unknown:
         raise CheckpointError(f"tensors that SD 1.x does not have: {listed(unknown)}")
     if ema:
-        warnings.warn(f"ignored {ema} tensors model_ema.*, the training average beside the weights", stacklevel=3)
+        what = "the training average beside the weights"
+        warnings.warn(f"ignored {ema} tensors model_ema.*, {what}", stacklevel=3)
     return parts
 
 
@@ -156,46 +174,62 @@ def refuse_other_models(shapes: Shapes) -> None:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in shapes)
 
-    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 0))
-    context = shapes.get("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))
+    blocks = PREFIXES["unet"] + "input_blocks."
+    channels = shapes.get(f"{blocks}0.0.weight", (0, 0))[1:2]
+    context = shapes.get(f"{blocks}1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1:2]
+    unet, vae, text = has(PREFIXES["unet"]), has(PREFIXES["vae"]), has("cond_stage_model.")
+    lora = has("lora_", "lora.") or any(".lora_" in name for name in shapes)
+    only, plain = "minisd is for SD 1.x", "minisd needs the plain one, for inpainting too"
     whole = "minisd needs a whole SD 1.x checkpoint in one file"
     for found, what in [
-        (has("conditioner.embedders"), "an SDXL checkpoint: minisd is for SD 1.x"),
-        (has("cond_stage_model.model.") or context[1:] == (1024,), "an SD 2.x checkpoint: minisd is for SD 1.x"),
-        (has("model.diffusion_model.joint_blocks"), "an SD 3 checkpoint: minisd is for SD 1.x"),
-        (has("double_blocks", "model.diffusion_model.double_blocks"), "a Flux model: minisd is for SD 1.x"),
-        (first[1:2] == (9,), "an SD 1.x inpainting checkpoint (9 input channels): minisd inpaints with the plain one"),
-        (first[1:2] == (8,), "an instruct-pix2pix checkpoint (8 input channels): minisd needs the plain one"),
-        (has("lora_", "lora.") or any(".lora_" in name for name in shapes), f"a LoRA, not a model: {whole}"),
-        (has("control_model.", "zero_convs.", "controlnet_"), f"a ControlNet, not a model: {whole}"),
+        (has("conditioner.embedders"), f"an SDXL checkpoint: {only}"),
+        (has("cond_stage_model.model.") or context == (1024,), f"an SD 2.x checkpoint: {only}"),
+        (has(PREFIXES["unet"] + "joint_blocks"), f"an SD 3 checkpoint: {only}"),
+        (has("double_blocks", PREFIXES["unet"] + "double_blocks"), f"a Flux model: {only}"),
+        (channels == (9,), f"an inpainting checkpoint (9 input channels): {plain}"),
+        (channels == (8,), f"an instruct-pix2pix checkpoint (8 input channels): {plain}"),
+        (lora, f"a LoRA, not a model: {whole}"),
+        (
+            has("control_model.", "zero_convs.", "controlnet_"),
+            f"a ControlNet, not a model: {whole}",
+        ),
         (has("emb_params"), f"a textual inversion embedding, not a model: {whole}"),
-        (has("unet.", "down_blocks.", "encoder.down_blocks."), f"in the diffusers layout: {whole}, by CompVis's names"),
+        (has("unet.", "down_blocks.", "encoder.down_blocks."), f"in the diffusers layout: {whole}"),
         (has("encoder.down.", "decoder.up."), f"an autoencoder alone: {whole}"),
         (has("input_blocks.", "diffusion_model.input_blocks."), f"a UNet alone: {whole}"),
         (has("text_model.", "transformer.text_model."), f"a text encoder alone: {whole}"),
-        (has("model_ema.") and not has(PREFIXES["unet"]), f"only training averages (model_ema.*): {whole}"),
-        (not has(PREFIXES["unet"]) and has(PREFIXES["vae"]), f"an autoencoder alone: {whole}"),
-        (has(PREFIXES["unet"]) and not has(PREFIXES["vae"]), f"a UNet without its autoencoder: {whole}"),
-        (has(PREFIXES["unet"]) and not has("cond_stage_model."), f"a UNet without its text encoder: {whole}"),
-        (not has(*PREFIXES.values()), "not an SD 1.x checkpoint: none of its tensors have SD's names"),
+        (has("model_ema.") and not unet, f"only training averages (model_ema.*): {whole}"),
+        (vae and not unet, f"an autoencoder alone: {whole}"),
+        (unet and not vae, f"a UNet without its autoencoder: {whole}"),
+        (unet and not text, f"a UNet without its text encoder: {whole}"),
+        (text and not unet, f"a text encoder alone: {whole}"),
     ]:
         if found:
-            raise CheckpointError(f"this is {what}" if not what.startswith("not") else what)
+            raise CheckpointError(f"this is {what}")
+    if not unet:
+        raise CheckpointError("not an SD 1.x checkpoint: none of its tensors have SD's names")
 
 
-# ---- the architecture, read off names and shapes ---------------------------------------------------------------------
+# ---- the architecture, read off names and shapes -------------------------------------------------
 
 
-def build(parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int) -> dict[str, nn.Module]:
-    """The three models without memory (on the meta device), as the file's names and shapes say that they are.
+def build(
+    parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int
+) -> dict[str, nn.Module]:
+    """The three models without memory (on the meta device), as the names and shapes say they are.
 
-    Raises CheckpointError that lists what differs, from them or from SD 1.x's, whichever the file is nearer to.
+    Raises CheckpointError that lists what differs, from them or from SD 1.x's, whichever the file
+    is nearer to.
     """
-    shapes = {part: {name: tensor.shape for name, tensor in found.items()} for part, found in parts.items()}
+    shapes = {
+        part: {name: tensor.shape for name, tensor in found.items()}
+        for part, found in parts.items()
+    }
+    text = shapes["text_encoder"]
     makers = {
         "unet": lambda: UNet(read_unet_table(shapes["unet"]), unet_heads),
         "vae": lambda: VAE(**read_vae(shapes["vae"])),
-        "text_encoder": lambda: TextEncoder(**read_text_encoder(shapes["text_encoder"]), heads=text_heads),
+        "text_encoder": lambda: TextEncoder(**read_text_encoder(text), heads=text_heads),
     }
     models, problems = {}, []
     with torch.device("meta"):
@@ -203,7 +237,7 @@ def build(parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int)
             try:
                 models[part] = make()
                 found = differences(shapes[part], models[part], PREFIXES[part])
-            except (KeyError, IndexError, ValueError, RuntimeError, StopIteration):  # too broken to be read off
+            except (LookupError, ValueError, RuntimeError, StopIteration):  # can't be read off
                 found = None
             if found is None or found:
                 original = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}[part]()
@@ -215,10 +249,13 @@ def build(parts: dict[str, dict[str, Tensor]], unet_heads: int, text_heads: int)
         for name, module in models[part].named_modules():
             width = getattr(module, "to_q", getattr(module, "q_proj", None))
             if width is not None and width.out_features % heads:
-                raise CheckpointError(f"{heads} heads do not divide {PREFIXES[part]}{name}'s {width.out_features} channels")
-    context = next(tensor.shape[1] for name, tensor in parts["unet"].items() if name.endswith("attn2.to_k.weight"))
-    if context != (width := parts["text_encoder"]["final_layer_norm.weight"].shape[0]):
-        raise CheckpointError(f"its UNet reads {context} channels of text, its text encoder writes {width}: not one model")
+                where = f"{PREFIXES[part]}{name}'s {width.out_features} channels"
+                raise CheckpointError(f"{heads} heads do not divide {where}")
+    reads = mode(at[1] for name, at in shapes["unet"].items() if name.endswith("attn2.to_k.weight"))
+    writes = text["final_layer_norm.weight"][0]
+    if reads != writes:
+        channels = f"its UNet reads {reads} channels of text, its text encoder writes {writes}"
+        raise CheckpointError(f"{channels}: they are not of one model")
     return models
 
 
@@ -236,12 +273,13 @@ def differences(shapes: Shapes, model: nn.Module, prefix: str) -> list[str]:
 
 
 def listed(items: list[str], separator: str = ", ", most: int = 3) -> str:
-    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(item[:150] for item in items[:most]) + more
 
 
 def count(names: Iterable[str], prefix: str, most: int) -> int:
-    """How many numbered children a module has in these names. `most` keeps a made-up file from taking minutes."""
+    """How many numbered children a module has in these names. `most` is there because a made-up
+    file would take minutes."""
     n = len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
     if n > most:
         raise ValueError(f"{prefix}* goes to {n}")
@@ -249,13 +287,17 @@ def count(names: Iterable[str], prefix: str, most: int) -> int:
 
 
 def read_unet_table(shapes: Shapes) -> Table:
-    """The table of UNet rows that names and shapes tell. Only residual blocks and the first convolution choose a
-    width; each takes what the row before it gives, and on the way up also the output of an input block."""
-    kinds = {"weight": "conv", "op": "down", "conv": "up", "in_layers": "res", "transformer_blocks": "attn"}
+    """The table of UNet rows that names and shapes tell.
+
+    Only residual blocks and the first convolution choose a width; each takes what the row before
+    it gives, and on the way up also the output of an input block.
+    """
+    kinds = {"weight": "conv", "op": "down", "conv": "up", "in_layers": "res"}
+    kinds["transformer_blocks"] = "attn"
 
     def layers_and_width(block: str, c: int) -> tuple[str, int]:
-        layers = []
-        found = {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
+        layers, n = [], len(block)
+        found = {name[n:]: shape for name, shape in shapes.items() if name.startswith(block)}
         for j in range(count(found, "", 4)):
             children = {name.split(".")[1] for name in found if name.startswith(f"{j}.")}
             layers.append(next(kind for child, kind in kinds.items() if child in children))
@@ -265,17 +307,17 @@ def read_unet_table(shapes: Shapes) -> Table:
         return " ".join(layers), c
 
     c, skips, input_blocks, output_blocks = 4, [], [], []
-    for i in range(count(shapes, "input_blocks.", 40)):
+    for i in range(count(shapes, "input_blocks.", 20)):
         layers, c_out = layers_and_width(f"input_blocks.{i}.", c)
         input_blocks.append(Row(layers, c, c_out))
         skips.append(c := c_out)
     layers, c_out = layers_and_width("middle_block.", c)
     middle, c = Row(layers, c, c_out), c_out
-    for i in range(count(shapes, "output_blocks.", 40)):
+    for i in range(count(shapes, "output_blocks.", 20)):
         layers, c_out = layers_and_width(f"output_blocks.{i}.", c)
         output_blocks.append(Row(layers, c + skips.pop(), c_out))
         c = c_out
-    c_context = mode(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    c_context = mode(at[1] for name, at in shapes.items() if name.endswith("attn2.to_k.weight"))
     return Table(tuple(input_blocks), middle, tuple(output_blocks), c_context)
 
 
@@ -296,26 +338,31 @@ def read_text_encoder(shapes: Shapes) -> dict[str, int]:
 
 def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     """What names and shapes can't tell, from the file's metadata under the key `minisd`."""
+    numbers, texts = ("unet_heads", "text_heads", "native_size"), ("name", "licence")
     try:
         found = dict(json.loads(metadata.get("minisd", "{}")).items())
-        facts = {key: int(found[key]) for key in ("unet_heads", "text_heads", "native_size") if key in found}
+        facts = {key: int(found[key]) for key in numbers if key in found}
         if not all(1 <= number <= 1 << 16 for number in facts.values()):
             raise ValueError("a number is below 1 or above 65,536")
-        facts |= {key: str(found[key])[:1000] for key in ("name", "licence") if key in found}
+        facts |= {key: str(found[key])[:1000] for key in texts if key in found}
         if "latent_rgb" in found or "latent_rgb_bias" in found:
-            rows = np.array([*found["latent_rgb"], found["latent_rgb_bias"]], dtype=float).reshape(5, 3)
-            if not np.isfinite(rows).all():
-                raise ValueError("latent_rgb holds NaN or Inf")
+            rows = np.array([*found["latent_rgb"], found["latent_rgb_bias"]], dtype=float)  # (5, 3)
+            if rows.shape != (5, 3) or not np.isfinite(rows).all():
+                raise ValueError("latent_rgb should be four rows of three numbers, its bias three")
             facts |= {"latent_rgb": rows[:4].tolist(), "latent_rgb_bias": rows[4].tolist()}
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"its metadata under the key 'minisd' is wrong: {error}") from None
+    except RecursionError:
+        raise CheckpointError("its metadata under the key 'minisd' is wrong: too deep") from None
     return facts
 
 
-# ---- the numbers -----------------------------------------------------------------------------------------------------
+# ---- the numbers ---------------------------------------------------------------------------------
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], file: BinaryIO, dtype: torch.dtype, prefix: str) -> None:
+def fill(
+    model: nn.Module, tensors: dict[str, Tensor], file: BinaryIO, dtype: torch.dtype, prefix: str
+) -> None:
     """Give the model its numbers, tensor by tensor."""
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     state = {}
@@ -323,28 +370,30 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], file: BinaryIO, dtype: to
         state[name] = read(tensor, file, mapped, dtype)
         if not torch.isfinite(state[name]).all():
             kind = str(dtype).removeprefix("torch.")
-            instead = ": load it as bfloat16 or float32" if dtype == torch.float16 != DTYPES[tensor.dtype] else ""
-            raise CheckpointError(f"{prefix}{name} holds NaN or Inf as {kind}{instead}")
+            if dtype == torch.float16 != DTYPES[tensor.dtype]:
+                kind += ": load it as bfloat16 or float32"
+            raise CheckpointError(f"{prefix}{name} holds NaN or Inf as {kind}")
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False).eval()
 
 
 def read(tensor: Tensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of a tensor in `dtype`: in the mapped file if they can stay there, else read and converted."""
+    """The numbers in `dtype`: in the mapped file if they can stay there, else converted."""
     stored = DTYPES[tensor.dtype]
-    buffer, start = mapped, tensor.start
-    if stored != dtype or start % stored.itemsize:  # not through the map, whose pages would count as memory too
+    buffer, start, count = mapped, tensor.start, tensor.nbytes // stored.itemsize
+    if stored != dtype or start % stored.itemsize:  # a map's pages would count as memory too
         file.seek(tensor.start)
         buffer, start = bytearray(file.read(tensor.nbytes)), 0
-    flat = torch.frombuffer(buffer, dtype=stored, count=tensor.nbytes // stored.itemsize, offset=start)
+    flat = torch.frombuffer(buffer, dtype=stored, count=count, offset=start)
     values = flat.as_strided(tensor.shape, tensor.stride).to(dtype)
     return values if tensor.stride == contiguous(tensor.shape) else values.contiguous()
 
 
 def warn_of_other_schedule(tensors: dict[str, Tensor], file: BinaryIO) -> None:
-    """Some files were trained on another schedule than SD 1.x's. minisd always uses SD 1.x's, so say so."""
+    """Some files were trained on another schedule. minisd always uses SD 1.x's, so say so."""
     if (stored := tensors.get("alphas_cumprod")) and stored.dtype in DTYPES:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         abar = read(stored, file, mapped, torch.float64).numpy()
         if not np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3):  # room for float16 and bfloat16
-            warnings.warn("the file's noise schedule is not SD 1.x's, which minisd uses all the same", stacklevel=3)
+            what = "the file's noise schedule is not SD 1.x's, which minisd uses all the same"
+            warnings.warn(what, stacklevel=3)

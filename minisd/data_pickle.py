@@ -1,8 +1,9 @@
 """Read the data in a pickle and run nothing of it.
 
-A pickle is a program for a small stack machine, and Python's own machine will import and call whatever the program
-names. This one has no way to: a global stays a name, a call stays a note of what would have been called. Opcodes that
-torch.save never writes are refused. The opcodes themselves are decoded by the standard library's pickletools.
+A pickle is a program for a small stack machine, and Python's own machine will import and call
+whatever the program names. This one has no way to: a global stays a name, a call stays a note of
+what would have been called. Opcodes that torch.save never writes are refused. The opcodes
+themselves are decoded by the standard library's pickletools.
 """
 
 import pickletools
@@ -10,6 +11,7 @@ import struct
 from typing import Any, BinaryIO, NamedTuple
 
 MAX_OPCODES = 250_000  # SD 1.x with training averages and the optimizer's state has about 160,000
+MAX_GLOBALS = 1000  # it has about ten
 
 
 class PickleError(ValueError):
@@ -36,18 +38,21 @@ class PersistentId(NamedTuple):
     value: Any
 
 
-# Modules that reach outside, which no checkpoint has business with. They'd stay a note like any other global, but
-# a file that names one is an attack, and its owner should hear that.
-HARMLESS_BUILTINS = {"set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes"}
-HARMLESS_BUILTINS |= {"bytearray", "object", "slice", "range"}
+# Modules that reach outside, which no checkpoint has business with. They'd stay a note like any
+# other global, but a file that names one is an attack, and its owner should hear that.
+HARMLESS_BUILTINS = set(
+    """set frozenset dict list tuple int float complex bool str bytes bytearray object slice
+    range""".split()  # noqa: SIM905
+)
 REACHING_OUT = set(
-    """os posix nt sys subprocess runpy shutil socket importlib ctypes pty webbrowser pip code codeop timeit pdb bdb
-    multiprocessing operator functools pickle _pickle marshal types inspect http urllib requests ftplib smtplib
-    asyncio threading _thread signal platform tempfile io _io builtins __builtin__ cProfile profile trace doctest pydoc
-    pkgutil site venv ensurepip idlelib distutils setuptools numpy.testing numpy.f2py numpy.load numpy.fromfile
-    numpy.memmap numpy.lib numpy.ctypeslib numpy.distutils torch.hub torch.jit torch.package torch.load
-    torch.serialization torch.storage._load_from_bytes torch.utils torch.distributed torch.fx torch.ops torch.classes
-    torch._dynamo torch._inductor torch.cuda""".split()
+    """os posix nt sys subprocess runpy shutil socket importlib ctypes pty webbrowser pip code
+    codeop timeit pdb bdb multiprocessing operator functools pickle _pickle marshal types inspect
+    http urllib requests ftplib smtplib asyncio threading _thread signal platform tempfile io _io
+    builtins __builtin__ cProfile profile trace doctest pydoc pkgutil site venv ensurepip idlelib
+    distutils setuptools numpy.testing numpy.f2py numpy.load numpy.fromfile numpy.memmap numpy.lib
+    numpy.ctypeslib numpy.distutils torch.hub torch.jit torch.package torch.load
+    torch.serialization torch.storage._load_from_bytes torch.utils torch.distributed torch.fx
+    torch.ops torch.classes torch._dynamo torch._inductor torch.cuda""".split()  # noqa: SIM905
 )
 
 
@@ -57,18 +62,21 @@ def reaches_out(found: Global) -> bool:
     path = f"{found.module}.{found.name}".split(".")
     if any(".".join(path[:n]) in REACHING_OUT for n in range(1, min(len(path), 8) + 1)):
         return True
-    return any(part.lstrip("_") in REACHING_OUT for part in found.name.split("."))  # as in `collections _sys.modules`
+    # A module's own imports can be named too, as in `collections _sys.modules`.
+    return any(part.lstrip("_") in REACHING_OUT for part in found.name.split("."))
 
 
 def read_pickle(stream: BinaryIO, persistent: list[PersistentId] | None = None) -> Any:
-    """The pickle that starts at the stream's position, as plain containers, Global, Call and PersistentId.
+    """The pickle at the stream's position, as plain containers, Global, Call and PersistentId.
 
-    Leaves the stream right behind the pickle, and adds each PersistentId to `persistent`. The containers may share
-    parts, so that a walk through them can take forever. Raises PickleError for what is not a plain, whole pickle.
+    Leaves the stream right behind the pickle, and adds each PersistentId to `persistent`. The
+    containers may share parts, so that a walk through them can take forever. Raises PickleError
+    for what is not a plain, whole pickle.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    n_globals = 0
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -82,14 +90,16 @@ def read_pickle(stream: BinaryIO, persistent: list[PersistentId] | None = None) 
         return Call(function, args)
 
     def store(target: Any, pairs: list[Any]) -> None:
-        if isinstance(target, dict):  # keys that are not strings (a callback's class) are nothing a checkpoint needs
-            target.update((k, v) for k, v in zip(pairs[::2], pairs[1::2], strict=True) if isinstance(k, str))
+        # Keys that are not strings (a callback's class) are nothing a checkpoint needs.
+        pairs = zip(pairs[::2], pairs[1::2], strict=True)
+        if isinstance(target, dict):
+            target.update((key, value) for key, value in pairs if isinstance(key, str))
 
     try:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
             op = opcode.name
             if count > MAX_OPCODES:
-                raise PickleError(f"its pickle has more than {MAX_OPCODES} opcodes")
+                raise PickleError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
             if op in ("PROTO", "FRAME"):
                 pass
             elif op == "STOP":
@@ -130,10 +140,13 @@ def read_pickle(stream: BinaryIO, persistent: list[PersistentId] | None = None) 
                 module, name = arg.split(" ", 1) if op == "GLOBAL" else (stack.pop(-2), stack.pop())
                 if not (isinstance(module, str) and isinstance(name, str)):
                     raise TypeError
-                found = Global(module, name)
+                stack.append(found := Global(module, name))
                 if reaches_out(found):
-                    raise PickleError(f"it asks to run {found.module}.{found.name}"[:200] + " (nothing of it was run)")
-                stack.append(found)
+                    asks = f"it asks to run {found.module}.{found.name}"[:200]
+                    raise PickleError(f"{asks} (nothing of it was run)")
+                n_globals += 1
+                if n_globals > MAX_GLOBALS:
+                    raise PickleError(f"its pickle names more than {MAX_GLOBALS:,} classes")
             elif op in ("REDUCE", "NEWOBJ"):
                 args = stack.pop()
                 stack.append(call(stack.pop(), args))
@@ -150,10 +163,18 @@ def read_pickle(stream: BinaryIO, persistent: list[PersistentId] | None = None) 
                 raise PickleError(f"its pickle has the opcode {op}, which checkpoints do without")
     except PickleError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, struct.error, RecursionError, MemoryError) as error:
         raise PickleError("its pickle is malformed or cut short") from error
+    raise PickleError("its pickle is malformed or cut short")
 
 
-LITERALS = set("BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())
-LITERALS |= set("BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split())
-EMPTY: dict[str, Any] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+LITERALS = set(
+    """BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8""".split()  # noqa: SIM905
+)
+EMPTY: dict[str, Any] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": list,
+}

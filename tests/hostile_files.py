@@ -1,6 +1,6 @@
 """Builders for weight files that were made to do harm, and for the small valid ones they hide in.
 
-Nothing here is kept as a file: every one is put together from a few opcodes or headers when a test asks for it.
+None is kept as a file: each is put together from a few opcodes or headers when a test asks for it.
 """
 
 import functools
@@ -47,19 +47,28 @@ def fire(*args: Any) -> None:
 
 @functools.cache
 def micro() -> dict[str, torch.Tensor]:
-    """The smallest model that minisd loads (3 MB), for a hundred files to be made from: names of SD 1.x, few layers."""
-    rows = (Row("conv", 4, 32), Row("res attn", 32, 32)), (Row("res attn", 64, 32), Row("res", 64, 32))
+    """The smallest model, about, that minisd loads (4 MB): SD 1.x's names, few layers."""
+    rows = (
+        (Row("conv", 4, 32), Row("res attn", 32, 32)),
+        (Row("res attn", 64, 32), Row("res", 64, 32)),
+    )
     with torch.device("meta"):
         models = {
             "unet": UNet(Table(rows[0], Row("res attn res", 32, 32), rows[1], 12), heads=8),
             "vae": VAE(32, (32, 32), 1),
             "text_encoder": TextEncoder(12, 1, 16, heads=12),
         }
-    named = [(PREFIXES[part] + name, t.shape) for part, m in models.items() for name, t in m.state_dict().items()]
+    named = [
+        (PREFIXES[part] + name, t.shape)
+        for part, m in models.items()
+        for name, t in m.state_dict().items()
+    ]
     return {name: seeded(name, tuple(shape)) for name, shape in named}
 
 
-FIRST = "model.diffusion_model.time_embed.0.weight"  # the first tensor in `micro`: float32, (128, 32)
+FIRST = (
+    "model.diffusion_model.time_embed.0.weight"  # the first tensor in `micro`: float32, (128, 32)
+)
 
 
 def micro_safetensors(facts: dict[str, str] | None = None, **changes: torch.Tensor | None) -> bytes:
@@ -71,7 +80,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**micro(), **changes}.items() if value is not None}
 
 
-# ---- pickles ---------------------------------------------------------------------------------------------------------
+# ---- pickles -------------------------------------------------------------------------------------
 
 
 class Raw(bytes):
@@ -79,7 +88,7 @@ class Raw(bytes):
 
 
 def ops(value: Any) -> bytes:
-    """The opcodes that push a plain value, without any use of the memo, so that they fit into another pickle."""
+    """The opcodes that push a plain value. They leave the memo alone, to fit into any pickle."""
     if isinstance(value, Raw):
         return bytes(value)
     if value is None:
@@ -120,10 +129,14 @@ def stack_global(module: Any, last: Any) -> Raw:
 
 def storage(key: Any = "0", numel: Any = 4096, kind: Any = None, *more: Any) -> Raw:
     """A persistent id, which is how torch's pickles refer to the numbers."""
-    return Raw(ops(("storage", kind or name("torch.FloatStorage"), key, "cpu", numel, *more)) + b"Q")
+    return Raw(
+        ops(("storage", kind or name("torch.FloatStorage"), key, "cpu", numel, *more)) + b"Q"
+    )
 
 
-def tensor(where: Any, offset: Any = 0, size: Any = (128, 32), stride: Any = (32, 1), hooks: Any = None) -> Raw:
+def tensor(
+    where: Any, offset: Any = 0, size: Any = (128, 32), stride: Any = (32, 1), hooks: Any = None
+) -> Raw:
     hooks = call("collections.OrderedDict") if hooks is None else hooks
     return call("torch._utils._rebuild_tensor_v2", where, offset, size, stride, False, hooks)
 
@@ -133,7 +146,7 @@ def whole(*opcodes: bytes | Any) -> bytes:
     return b"\x80\x02" + b"".join(o if isinstance(o, bytes) else ops(o) for o in opcodes) + b"."
 
 
-# ---- torch.save ------------------------------------------------------------------------------------------------------
+# ---- torch.save ----------------------------------------------------------------------------------
 
 
 class Member:
@@ -143,7 +156,7 @@ class Member:
         self.name, self.data, self.lies = name, data, lies
 
     def header(self, where: str, offset: int) -> bytes:
-        """The 26 bytes that local and central header have in common, and the rest; `where` is which."""
+        """The local or the central header, as `where` says; most of the two is the same."""
 
         def says(field: str, truth: Any) -> Any:
             return self.lies.get(f"{where}_{field}", self.lies.get(field, truth))
@@ -153,7 +166,12 @@ class Member:
         common = struct.pack(
             "<HHHHHLLLHH",
             *(20, says("flags", 0x800), says("method", 0), 0, 0, zipfile.crc32(self.data)),
-            *(says("compressed", len(self.data)), says("size", len(self.data)), len(file_name), len(extra)),
+            *(
+                says("compressed", len(self.data)),
+                says("size", len(self.data)),
+                len(file_name),
+                len(extra),
+            ),
         )
         if where == "local":
             return b"PK\3\4" + common + file_name + extra
@@ -162,7 +180,7 @@ class Member:
 
 
 def archive(members: Iterable[Member], **lies: int) -> bytes:
-    """A zip archive of these; `lies` are what its end says of the directory (count, size, offset) against the truth."""
+    """A zip of these; `lies` are what its end says of the directory: count, size, offset."""
     body, directory, n = io.BytesIO(), io.BytesIO(), 0
     for n, member in enumerate(members, 1):  # noqa: B007
         offset = body.tell()
@@ -185,7 +203,9 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def rezipped(files: dict[str, bytes], **lies: dict[str, Any]) -> bytes:
-    return archive(Member(each, data, **lies.get(each.rpartition("/")[2], {})) for each, data in files.items())
+    return archive(
+        Member(each, data, **lies.get(each.rpartition("/")[2], {})) for each, data in files.items()
+    )
 
 
 @functools.cache
@@ -196,21 +216,28 @@ def template(where: str) -> dict[str, bytes]:
         "key": {"callbacks": {MARKER: 0}, "state_dict": micro()},
         "state_dict": {"state_dict": {"extra": MARKER, **micro()}},
         "state_dict key": {"state_dict": {MARKER: 0, **micro()}},
-        "weight": {"spare": micro()[FIRST], "state_dict": {**micro(), FIRST: MARKER}},  # its storage is "0"
+        "weight": {
+            "spare": micro()[FIRST],
+            "state_dict": {**micro(), FIRST: MARKER},
+        },  # its storage is "0"
     }
     return members(saved(values[where]))
 
 
 def spliced(payload: bytes, where: str = "callbacks") -> bytes:
     """A valid checkpoint but for the payload."""
-    if where == "hooks":  # of the first tensor: OrderedDict() is `)R`, to which one more item is added
+    if (
+        where == "hooks"
+    ):  # of the first tensor: OrderedDict() is `)R`, to which one more item is added
         files = dict(template("callbacks"))
         old, new = b")R", b")RK\0" + payload + b"s"
     else:
         files, old, new = dict(template(where)), ops(MARKER), payload
     pickled = files["archive/data.pkl"]
     assert old in pickled
-    return rezipped({**files, "archive/data.pkl": pickled.replace(old, new, 1).replace(ops(MARKER), b"N")})
+    return rezipped(
+        {**files, "archive/data.pkl": pickled.replace(old, new, 1).replace(ops(MARKER), b"N")}
+    )
 
 
 def pickled_zip(data: bytes, **more: bytes) -> bytes:
@@ -223,7 +250,9 @@ def legacy_parts(data: bytes) -> list[bytes]:
     stream, parts = io.BytesIO(data), []
     for _ in range(5):
         start = stream.tell()
-        skip = pickle._Unpickler(stream)  # the slow one, whose methods can be replaced: it has to read, not to run
+        skip = pickle._Unpickler(
+            stream
+        )  # the slow one, whose methods can be replaced: it has to read, not to run
         skip.find_class = lambda *_: lambda *_, **__: {}
         skip.persistent_load = lambda _: None
         skip.load()
@@ -231,7 +260,7 @@ def legacy_parts(data: bytes) -> list[bytes]:
     return [*parts, data[stream.tell() :]]
 
 
-# ---- .safetensors ----------------------------------------------------------------------------------------------------
+# ---- .safetensors --------------------------------------------------------------------------------
 
 
 def safetensors_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
