@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from minisd.schedule import sigma_to_t
 from minisd.step import Step
-from minisd.trace.strips import latent_tile
+from minisd.trace.tiles import latent_tile
 from minisd.trace.watch import together, watching
 
 FORMAT = "1"
