@@ -2,9 +2,9 @@
 
     python bench/load.py [FILE]
 
-Without FILE one of SD 1.x's full size is made from the tests' seeded weights (needs 4.3 GB of disk, and as much for each
-dtype in the file). Memory is what the process's peak resident set grows by during `minisd.load`, in a process of its own
-that has imported everything, over the bytes of the weights in the dtype asked for (the text encoder's in float32).
+Without FILE one of SD 1.x's full size is made (needs 4.3 GB of disk). Memory is what the process's
+Without FILE one of SD 1.x's full size is made (needs 4.3 GB of disk). Memory is what the
+over the bytes of the weights in the dtype asked for (the text encoder's in float32).
 """
 
 import json
@@ -18,7 +18,8 @@ import json, sys, time, torch, minisd, warnings
 from minisd.tokenizer import Tokenizer
 warnings.simplefilter("ignore")
 def status(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+    lines = open("/proc/self/status").read().split("\\n")
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 minisd.load()  # the small one: code and library buffers are in memory now
 Tokenizer()
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
@@ -51,7 +52,9 @@ save_file({{k: 0.02 * torch.randn(s, generator=rng).to(torch.{dtype}) for k, s i
 
 
 def main() -> None:
-    print(f"{'in the file':>12} {'asked for':>10} {'weights':>9} {'peak':>9} {'ratio':>6} {'time':>7}")
+    print(
+        f"{'in the file':>12} {'asked for':>10} {'weights':>9} {'peak':>9} {'ratio':>6} {'time':>7}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         given = [Path(sys.argv[1])] if len(sys.argv) > 1 else []
         for stored in given or ("float32", "float16"):

@@ -1,4 +1,4 @@
-"""What the sampler asks of the network: "which noise is in x?", answered with classifier-free guidance."""
+"""What the sampler asks: which noise is in x? Answered with classifier-free guidance."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,12 @@ from minisd.unet import UNet
 
 
 def guided(unet: UNet, context: Tensor, uncond: Tensor, guidance: float) -> PredictEps:
-    """`predict_eps(x, sigma)` for the prompt's text states `context`, away from those of `uncond` (1 or B, 77, C).
+    """`predict_eps(x, sigma)` for the prompt's text states `context`, away from those of `uncond`
+    (1 or B, 77, C).
 
-    eps = eps_uncond + guidance * (eps_cond - eps_uncond): guidance 1 is the plain prediction for the prompt (and
-    half the work), more exaggerates what the prompt changes. Ho & Salimans 2022, whose w is guidance - 1.
+    eps = eps_uncond + guidance * (eps_cond - eps_uncond): guidance 1 is the plain prediction for
+    the prompt (and half the work), more exaggerates what the prompt changes. Ho & Salimans 2022,
+    whose w is guidance - 1.
     """
 
     def predict_eps(x: Tensor, sigma: float) -> Tensor:

@@ -25,7 +25,11 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             most = Image.MAX_IMAGE_PIXELS
             raise ValueError(f"{path} is too large a picture: over {most:,} pixels") from None
-        except (SyntaxError, ValueError, EOFError) as error:  # what Pillow says of some broken files
+        except (
+            SyntaxError,
+            ValueError,
+            EOFError,
+        ) as error:  # what Pillow says of some broken files
             raise OSError(f"{path} is a broken picture: {error}") from None
         except OSError as error:
             if error.filename:  # no such file, no permission, a folder: the message is clear
@@ -65,6 +69,6 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """(1, 3, H, W) about in [-1, 1] -> RGB. Truncated to 8 bits, as CompVis does; diffusers rounds."""
+    """(1, 3, H, W) about in [-1, 1] -> RGB, truncated to 8 bits as CompVis does it."""
     values = ((image.float() + 1) / 2).clamp(0, 1) * 255
     return Image.fromarray(values[0].permute(1, 2, 0).to("cpu", torch.uint8).numpy())

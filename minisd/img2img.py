@@ -103,7 +103,7 @@ def choose(
 
 
 def generator(seed: int | None) -> tuple[torch.Generator, int]:
-    """The image's own random stream, on the CPU always: a seed is the same noise on every device."""
+    """The image's own random stream, always on the CPU: a seed is one noise on all devices."""
     if seed is None:
         seed = random.SystemRandom().randrange(2**32 - 1)
     if not 0 <= seed < 2**32:  # the generator takes larger ones, and drops what is above 32 bits

@@ -1,10 +1,10 @@
 """Inpainting: img2img that draws only where the picture is transparent. Read img2img.py first.
 
 Any checkpoint can do it, and any sampler: where the picture is to be kept, the noise in x needs no
-guessing, since what lies under it is known. So there the sampler is told the truth, eps =
-(x - x0) / sigma, and elsewhere what the network predicts. The network itself sees all of x, the kept
-part at the noise level of the rest. (CompVis and InvokeAI put x0 back with fresh noise at each step;
-this is the same, with the run's own noise, and it suits samplers that remember slopes.)
+guessing, since what lies under it is known. So there the sampler is told the truth, eps = (x - x0)
+/ sigma, and elsewhere what the network predicts. The network itself sees all of x, the kept part at
+the noise level of the rest. (CompVis and InvokeAI put x0 back with fresh noise at each step; this
+is the same, with the run's own noise, and it suits samplers that remember slopes.)
 """
 
 from pathlib import Path
@@ -56,8 +56,8 @@ def inpaint(
     `mask` instead of the picture's own transparency: another picture of the same proportions, whose
     transparency counts if it has any, else its brightness: opaque or white is kept, transparent or
     black is redrawn, in between is blended. With `paste`, kept pixels come out bit-identical, and
-    the redrawn ones beside them are matched to them; without, all is as the decoder gives it.
-    All else is as in img2img; "noised" also has keep (1, 1, h, w), and "decoded" the unpasted image.
+    the redrawn ones beside them are matched to them; without, all is as the decoder gives it. All
+    else is as in img2img; "noised" also has keep (1, 1, h, w), and "decoded" the unpasted image.
     """
     observe = observe or nobody
     sample, grid = choose(sampler, schedule)
@@ -99,9 +99,11 @@ def keeping(predict_eps: PredictEps, x0: Tensor, keep: Tensor) -> PredictEps:
 
 
 def keep_mask(image: Image.Image, mask: Image.Image | str | Path | None) -> Tensor:
-    """(1, 1, H, W), 1 where the picture is kept and 0 where it is redrawn, at the picture's size."""
+    """(1, 1, H, W) at the picture's size, 1 where it is kept and 0 where it is redrawn."""
     if mask is None and not is_transparent(image):
-        raise ValueError("nothing to inpaint: the image has no transparent part, nor is there a mask")
+        raise ValueError(
+            "nothing to inpaint: the image has no transparent part, nor is there a mask"
+        )
     mask = image if mask is None else resize(open_image(mask), image.size)
     kept = mask.getchannel("A") if is_transparent(mask) else mask.convert("L")
     return torch.from_numpy(np.asarray(kept, dtype=np.float32) / 255)[None, None]
@@ -123,8 +125,8 @@ def colours_erased(image: Image.Image) -> bool:
 def paste_back(drawn: Tensor, picture: Image.Image, alpha: Tensor) -> Image.Image:
     """The picture over the drawing by alpha, the drawing's colours led up to the picture's.
 
-    Decoding changes even what is kept, a little. Where kept pixels are near, that error is known: its
-    local mean is taken off the drawing too, fading with the distance, so that no edge shows.
+    Decoding changes even what is kept, a little. Where kept pixels are near, that error is known:
+    its local mean is taken off the drawing too, fading with the distance, so that no edge shows.
     """
     radius = max(1, min(drawn.shape[2:]) // 16)
 
@@ -138,5 +140,7 @@ def paste_back(drawn: Tensor, picture: Image.Image, alpha: Tensor) -> Image.Imag
     drawn = drawn + error * (2 * near).clamp(max=1)
     image = to_pil(alpha * original + (1 - alpha) * drawn)
     opaque = Image.fromarray((alpha[0, 0] == 1).cpu().numpy())
-    image.paste(picture.convert("RGB"), mask=opaque)  # the arithmetic above may be off by one in 255
+    image.paste(
+        picture.convert("RGB"), mask=opaque
+    )  # the arithmetic above may be off by one in 255
     return image

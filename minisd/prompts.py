@@ -1,4 +1,5 @@
-"""Prompt syntax, as the command line speaks it: words with weights. `img2img` takes prompts literally.
+"""Prompt syntax, as the command line speaks it: words with weights. `img2img` takes prompts
+literally.
 
     a fire [smoke, ash]         away from the words in brackets (they become the negative prompt)
     fire:2 tree:1               a blend: 2/3 of the text states of one, 1/3 of the other
@@ -74,7 +75,7 @@ def cut_negative(prompt: str) -> tuple[str, str]:
 
 
 def cut_blend(prompt: str, positive: str) -> list[tuple[str, int, float]]:
-    """(text, where it starts, weight) of each side; one side of weight 1 where nothing is blended."""
+    """(text, where it starts, weight) of each side; one of weight 1 where nothing is blended."""
     sides, start, depth = [], 0, 0
     for i, char in unescaped(positive):
         depth += (char == "(") - (char == ")")
@@ -124,7 +125,12 @@ def fragments(prompt: str, text: str, offset: int) -> list[Fragment]:
                 word = i
                 continue
             add(out, char)
-        elif char in "+-" and word < i and text[i - 1] not in "+-" and (signs := SIGNS.match(text, i)):
+        elif (
+            char in "+-"
+            and word < i
+            and text[i - 1] not in "+-"
+            and (signs := SIGNS.match(text, i))
+        ):
             cut = i - word  # the word is at the end of what has been read; take it back
             if out and out[-1].weight == 1 and len(out[-1].text) >= cut:
                 before = out.pop().text
@@ -158,7 +164,7 @@ def check_weight(weight: float, prompt: str, place: int) -> float:
 
 
 def add(out: list[Fragment], text: str, weight: float = 1.0) -> None:
-    """Text goes to the fragment before it where the weight is the same: it is tokenised together."""
+    """Text joins the fragment before it where the weight is the same: both are one text to CLIP."""
     if out and out[-1].weight == weight:
         out[-1] = Fragment(out[-1].text + text, weight)
     elif text:

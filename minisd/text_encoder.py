@@ -75,6 +75,6 @@ class TextEncoder(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, 77) ids -> (B, 77, C): the last hidden state, normed. Padding is attended to, as in the original."""
+        """(B, 77) ids -> (B, 77, C): the last hidden state, normed. Padding counts like words."""
         tokens = tokens.to(self.final_layer_norm.weight.device)
         return self.final_layer_norm(self.encoder.layers(self.embeddings(tokens)))

@@ -1,4 +1,4 @@
-"""Prompt -> 77 token ids: byte-pair encoding with the vocabulary of OpenAI's CLIP, 49,408 entries."""
+"""Prompt -> 77 token ids: byte-pair encoding with the 49,408 entries of OpenAI's CLIP."""
 
 import gzip
 import warnings
@@ -8,11 +8,13 @@ import ftfy
 import torch
 from tokenizers import (
     Regex,
-    Tokenizer as FastTokenizer,
     decoders,
     models,
     normalizers,
     pre_tokenizers,
+)
+from tokenizers import (
+    Tokenizer as FastTokenizer,
 )
 from torch import Tensor
 
@@ -49,15 +51,15 @@ class Tokenizer:
         self.bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text of any length, without start and end. ftfy cleans it, as in SD 1.x."""
+        """Token ids of a text of any length, without start and end. ftfy cleans it, as in SD."""
         return self.bpe.encode(ftfy.fix_text(text), add_special_tokens=False).ids
 
     def words(self, ids: list[int]) -> str:
         return self.bpe.decode(ids).replace("</w>", " ").strip()
 
     def frame(self, ids: list[int]) -> list[int]:
-        """Start, up to 75 tokens, and the end token to the last of 77 places (OpenAI's own pads with
-        0). What does not fit is cut off, with a warning that names it."""
+        """Start, up to 75 tokens, and the end token to the last of 77 places (OpenAI's own pads
+        with 0). What does not fit is cut off, with a warning that names it."""
         kept, cut = ids[: LENGTH - 2], ids[LENGTH - 2 :]
         if cut:
             said = f"the prompt is {len(cut)} tokens too long; cut off: {self.words(cut)!r}"

@@ -1,7 +1,10 @@
-"""The UNet: which noise is in this latent? (Rombach et al. 2022; CompVis: openaimodel.py, attention.py)
+"""The UNet: which noise is in this latent?
 
-Attribute names are the checkpoint's, after `model.diffusion_model.` The architecture is a table of rows; SD 1.x's
-is written out below, and `minisd.checkpoint` reads the table of any other file off its names and shapes.
+Rombach et al. 2022; CompVis: ldm/modules/diffusionmodules/openaimodel.py, ldm/modules/attention.py.
+
+Attribute names are the checkpoint's, after `model.diffusion_model.` The architecture is a table of
+rows; SD 1.x's is written out below, and `minisd.checkpoint` reads the table of any other file off
+its names and shapes.
 """
 
 import math
@@ -16,7 +19,7 @@ from minisd.attention import attention
 
 
 class Row(NamedTuple):
-    """One entry of input_blocks or output_blocks: its layers in order, and its channels in and out."""
+    """One entry of input_blocks or output_blocks: layers in order, channels in, channels out."""
 
     layers: str
     c_in: int
@@ -46,7 +49,7 @@ SD1 = Table(
         Row("res", 1280, 1280),  #      11
     ),
     middle_block=Row("res attn res", 1280, 1280),
-    output_blocks=(  # each takes what came from below and, beside it, the output of the input block named here
+    output_blocks=(  # each takes what comes from below and, beside it, an input block's output
         Row("res", 1280 + 1280, 1280),  #          0   8x8   with 11
         Row("res", 1280 + 1280, 1280),  #          1         with 10
         Row("res up", 1280 + 1280, 1280),  #       2  16x16  with 9
@@ -65,7 +68,7 @@ SD1 = Table(
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) timesteps, fractional or not -> (B, width): cosines, then sines, of t at frequencies 1 to 1/10000."""
+    """(B,) timesteps -> (B, width): cosines, then sines, of t at frequencies from 1 to 1/10000."""
     frequencies = torch.exp(
         -math.log(10000) / (width // 2) * torch.arange(width // 2, device=t.device)
     )
@@ -236,8 +239,12 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Predict the noise: eps (B, 4, h, w), from x (B, 4, h, w) of variance 1, that is x / sqrt(sigma^2 + 1) in the
-        loop's terms, t (B,) in 0..999, fractional or not, and the text states context (B, 77, c_context)."""
+        """eps (B, 4, h, w), the noise in x.
+
+        x (B, 4, h, w) of variance 1: x / sqrt(sigma^2 + 1) in the loop's terms
+        t (B,) in 0..999, fractional or not
+        context (B, 77, c_context), the text states
+        """
         dtype = self.out[2].weight.dtype
         time = self.time_embed(
             timestep_embedding(t, self.time_embed[0].in_features).to(dtype)

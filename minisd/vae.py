@@ -1,7 +1,9 @@
-"""The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w), with h = H / 8 in SD 1.x.
+"""The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w), with h = H / 8 in SD
+1.x.
 
-Attribute names are the checkpoint's, after `first_stage_model.` CompVis: ldm/modules/diffusionmodules/model.py.
-Every GroupNorm has eps 1e-6 (the UNet's residual blocks have 1e-5).
+Attribute names are the checkpoint's, after `first_stage_model.` CompVis:
+ldm/modules/diffusionmodules/model.py. Every GroupNorm has eps 1e-6 (the UNet's residual blocks have
+1e-5).
 """
 
 import torch
@@ -68,7 +70,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution if there is another level to come."""
+    """Residual blocks at one resolution, then a change of resolution if there is more to come."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int):
         super().__init__()
@@ -113,7 +115,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(4, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        # up.0 is the full resolution, as down.0 is: the checkpoint numbers both from the picture's side.
+        # up.0 is the full resolution, as down.0 is: the checkpoint numbers both from the picture's
+        # side.
         self.up = nn.ModuleList(
             Level(a, b, blocks) for a, b in zip((*widths[1:], widths[-1]), widths)
         )
@@ -130,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """CompVis's AutoencoderKL. `widths` are the channels at each resolution, `blocks` the encoder's blocks there."""
+    """CompVis's AutoencoderKL. `widths` are the channels of each level, `blocks` the encoder's."""
 
     def __init__(
         self, ch: int = 128, widths: tuple[int, ...] = (128, 256, 512, 512), blocks: int = 2
@@ -143,13 +146,15 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(4, 4, 1)
 
     def moments(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 8, h, w): mean and log variance of the latent, unscaled."""
+        """(B, 3, H, W) in [-1, 1] -> (B, 8, h, w): mean and log variance, unscaled."""
         return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).to(image.dtype)
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 4, h, w), scaled: the posterior's mean, or mean + std * noise.
+        """(B, 3, H, W) in [-1, 1] -> (B, 4, h, w), scaled: the posterior's mean, or mean + std *
+        noise.
 
-        The original always samples. The mean is the default here: one random draw less, and a std of about 0.01.
+        The original always samples. The mean is the default here: one random draw less, and a std
+        of about 0.01.
         """
         mean, log_variance = self.moments(image).chunk(2, dim=1)
         if noise is not None:

@@ -1,4 +1,4 @@
-"""What the tests share: name-seeded weights (tests/golden/README.md), at SD 1.x's size and small."""
+"""What the tests share: name-seeded weights (tests/golden/README.md), at two sizes."""
 
 import json
 import zlib
@@ -13,14 +13,13 @@ from safetensors.torch import save_file
 import minisd
 
 GOLDEN = Path(__file__).parent / "golden"
-TINY_TABLE = None
 
 
 def seeded(key: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The weights that any implementation can make for itself from a tensor's name and shape."""
     from minisd.schedule import ABAR, BETAS
 
-    if key == "betas" or key == "alphas_cumprod":
+    if key in ("betas", "alphas_cumprod"):
         return torch.tensor(BETAS if key == "betas" else ABAR, dtype=torch.float32)
     if key.endswith("position_ids"):
         return torch.arange(77)[None]
@@ -46,7 +45,7 @@ def manifest() -> dict[str, tuple[int, ...]]:
 
 
 def tiny_manifest() -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the small size: SD 1.x's table with a tenth of the width, and so on."""
+    """Names and shapes of the small size: SD 1.x's table at a tenth of the width, and so on."""
     from minisd.checkpoint import PREFIXES
     from minisd.text_encoder import TextEncoder
     from minisd.unet import SD1, Row, Table, UNet
@@ -71,7 +70,7 @@ def tiny_manifest() -> dict[str, tuple[int, ...]]:
 
 def golden(size: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(GOLDEN / f"{size}.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,9 @@ def test_img2img(folder, capsys):
     run("img2img", "fire", "-I", "in.png", "-s10", "-f.75", "-C4", "-S42")
     assert made(folder) == ["000001.42.png"]
     out = capsys.readouterr().out
-    assert "10 steps asked, 7 run, 3 dropped; k_lms on model; the noise goes in at sigma 2.918" in out
+    assert (
+        "10 steps asked, 7 run, 3 dropped; k_lms on model; the noise goes in at sigma 2.918" in out
+    )
     assert '"fire" -s 10 -S 42 -W 64 -H 64 -C 4.0 -I in.png -A k_lms -f 0.75' in out
     assert "000001.42.png" in (folder / "outputs/img-samples/minisd_log.txt").read_text()
 
@@ -270,7 +272,9 @@ def test_ctrl_c_stops_a_picture_not_the_program(folder, monkeypatch, capsys):
 
 
 def test_from_file(folder, capsys):
-    (folder / "lines.txt").write_text("# two\nfire -s1 -S1\nfire -f\nfire -s1 -S2\nq\nfire -s1 -S3\n")
+    (folder / "lines.txt").write_text(
+        "# two\nfire -s1 -S1\nfire -f\nfire -s1 -S2\nq\nfire -s1 -S3\n"
+    )
     run("--from_file", "lines.txt", status=1)
     assert made(folder) == ["000001.1.png", "000002.2.png"]
     assert "line 3: -f/--strength" in capsys.readouterr().err
@@ -324,7 +328,7 @@ def test_any_line_is_read_as_written(prompt, switches, glued):
 
 
 @settings(max_examples=3000)
-@given(st.text('fire-sSIfvAn 10.:",#\'\\!=_', max_size=40))
+@given(st.text("fire-sSIfvAn 10.:\",#'\\!=_", max_size=40))
 def test_any_line_is_understood_or_refused(line):
     try:
         args = read_line(line)

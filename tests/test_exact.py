@@ -48,8 +48,8 @@ def test_threads(emoji, first, threads):
     finally:
         torch.set_num_threads(before)
     difference = (again.latent - first.latent).abs().max()
-    # Not bits across thread counts: a reduction may be split elsewhere. Float32 rounding, grown over
-    # four steps; the network's other way to answer, another seed, is 1.
+    # Not bits across thread counts: a reduction may be split elsewhere. Float32 rounding, grown
+    # over four steps; another seed's latent is 1 away.
     assert difference <= (0 if threads == before else 1e-3)
 
 

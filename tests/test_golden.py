@@ -1,7 +1,9 @@
-"""Against values from the original implementations (tests/golden/README.md), small and at SD 1.x's full size.
+"""Against values from the original implementations (tests/golden/README.md), small and at SD 1.x's
+full size.
 
-Single calls within 2e-5 of the largest value: float32 rounding, which another correct implementation keeps to 1e-5.
-Trajectories within 2e-4 at every step, since each step's rounding goes through the network again.
+Single calls within 2e-5 of the largest value: float32 rounding, which another correct
+implementation keeps to 1e-5. Trajectories within 2e-4 at every step, since each step's rounding
+goes through the network again.
 """
 
 import ast
@@ -83,7 +85,8 @@ def test_k_lms(case, grid, strength):
         for name in ("sigmas", "x", "denoised")
     }
     sigmas = SCHEDULES[grid](facts["steps"])[start_index(facts["steps"], strength) :]
-    # Theirs come from a float32 abar, and 1 - abar loses digits where abar is near 1: 1.3e-5 at t = 0.
+    # Theirs come from a float32 abar, and 1 - abar loses digits where abar is near 1: 1.3e-5 at t =
+    # 0.
     torch.testing.assert_close(torch.tensor(sigmas), wanted["sigmas"], rtol=2e-5, atol=0)
 
     x = values["img2img.init_latent"] + sigmas[0] * values["img2img.noise"]
@@ -102,7 +105,7 @@ def test_k_lms(case, grid, strength):
 
 @pytest.mark.parametrize("strength", [0.7, 0.4])
 def test_ddim(case, strength):
-    """The original puts the noise in one level above the first that it runs, so this starts where it starts."""
+    """The original puts in the noise of one level above, so this starts where it starts."""
     sd, values, facts = case
     wanted = {
         name: values[f"img2img.ddim.{strength}.{name}"] for name in ("timesteps", "x", "denoised")

@@ -42,7 +42,10 @@ def test_16_bit_is_scaled_not_clipped(tmp_path):
 def test_float_and_integer_modes():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert open_image(Image.fromarray(values)).getextrema()[0] == (0, 255)
-    assert open_image(Image.fromarray((values * 65535).astype(np.int32))).getextrema()[0] == (0, 255)
+    assert open_image(Image.fromarray((values * 65535).astype(np.int32))).getextrema()[0] == (
+        0,
+        255,
+    )
     assert open_image(Image.fromarray(np.full((8, 8), np.nan, np.float32))).mode == "RGB"
 
 
@@ -79,7 +82,12 @@ def test_resizing_keeps_colours_under_transparency():
 
 @pytest.mark.parametrize(
     ("size", "wanted"),
-    [((512, 512), (512, 512)), ((384, 383), (384, 320)), ((1, 1), (64, 64)), ((700, 90), (640, 64))],
+    [
+        ((512, 512), (512, 512)),
+        ((384, 383), (384, 320)),
+        ((1, 1), (64, 64)),
+        ((700, 90), (640, 64)),
+    ],
 )
 def test_sides_are_floored_aloud(size, wanted, recwarn):
     got = floor_to_multiple(Image.new("RGB", size), 64)

@@ -154,5 +154,3 @@ def test_own_sampler_and_schedule():
         Stub(), "", PICTURE, strength=1, sampler=one_jump, schedule=lambda n: [5.0, 0.0], steps=1
     )
     assert result.latent.shape == (1, 4, 16, 16)
-
-

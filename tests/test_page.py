@@ -128,7 +128,9 @@ def test_pictures_of_the_page_say_how_they_were_made():
 def test_steps_taken_and_noise_put_in(steps, strength, run, sigma):
     start = minisd.start_index(steps, strength)
     assert steps - start == run
-    assert SCHEDULES["model"](steps)[start] == pytest.approx(sigma, abs=6e-4 if steps > 10 else 1e-6)
+    assert SCHEDULES["model"](steps)[start] == pytest.approx(
+        sigma, abs=6e-4 if steps > 10 else 1e-6
+    )
 
 
 def test_29_and_30_share_no_level():

@@ -13,7 +13,9 @@ from minisd.prompts import SPECIAL, parse
 
 def structure(prompt):
     parts, negative = parse(prompt)
-    return [([(t, round(w, 9)) for t, w in part.fragments], part.weight) for part in parts], negative
+    return [
+        ([(t, round(w, 9)) for t, w in part.fragments], part.weight) for part in parts
+    ], negative
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def glossary():
         elif prefix and (found := re.match(r"\| `(.+?)` \| .", line)):
             pattern = re.escape(found[1]).replace(r"\{", "(").replace(r"\}", ")").replace(",", "|")
             pattern = re.sub(r"\bN\b", r"\\d+", pattern)
-            rows.append((prefix, found[1], re.compile(rf"{re.escape(prefix)}{pattern}\.(weight|bias)")))
+            rows.append(
+                (prefix, found[1], re.compile(rf"{re.escape(prefix)}{pattern}\.(weight|bias)"))
+            )
     return rows
 
 

@@ -45,7 +45,7 @@ def test_grids_descend(name, steps):
     assert len(sigmas) == steps + 1
     assert all(type(s) is float for s in sigmas)
     assert all(a > b for a, b in zip(sigmas, sigmas[1:]))
-    assert 0 <= sigmas[-1] and sigmas[0] <= SIGMAS[999] * (1 + 1e-12)
+    assert sigmas[-1] >= 0 and sigmas[0] <= SIGMAS[999] * (1 + 1e-12)
 
 
 @given(st.floats(0, 999))

@@ -37,9 +37,21 @@ def test_published_ids(ours):
     assert ours.ids("photograph of a tree on a hill with a river") == [
         *(8853, 539, 320, 2677, 525, 320, 2682, 593, 320, 2473)
     ]
-    assert ours.ids(
-        "tree on a hill with a river, nature photograph, national geographic"
-    ) == [2677, 525, 320, 2682, 593, 320, 2473, 267, 2625, 8853, 267, 1362, 22635]
+    assert ours.ids("tree on a hill with a river, nature photograph, national geographic") == [
+        2677,
+        525,
+        320,
+        2682,
+        593,
+        320,
+        2473,
+        267,
+        2625,
+        8853,
+        267,
+        1362,
+        22635,
+    ]
 
 
 def test_frame(ours):
@@ -82,7 +94,7 @@ def test_like_hugging_face_on_any_text(ours, theirs, text):
 
 def test_cleaning_is_ftfy(ours):
     """What SD 1.x's own tokenizer mends before it splits."""
-    assert ours.ids("it’s “fine”") == ours.ids("it's \"fine\"")  # curled quotes  # noqa: RUF001
+    assert ours.ids("it’s “fine”") == ours.ids('it\'s "fine"')  # curled quotes  # noqa: RUF001
     assert ours.ids("ﬁre") == ours.ids("fire")  # a ligature
     assert ours.ids("ｆｉｒｅ") == ours.ids("fire")  # full-width letters  # noqa: RUF001
     assert ours.ids("schÃ¶n") == ours.ids("schön")  # read in the wrong encoding

@@ -1,7 +1,7 @@
 """The settings in a PNG: InvokeAI's `Dream` and `sd-metadata`, AUTOMATIC1111's `parameters`.
 
-Written so that any of these programs can read them; read as text from strangers: bounded, checked by
-the same parser as a typed line, and never run.
+Written so that any of these programs can read them; read as text from strangers: bounded, checked
+by the same parser as a typed line, and never run.
 """
 
 import argparse

@@ -10,9 +10,15 @@ def model_folders() -> list[Path]:
     """Folders that are searched, in order. MINISD_MODELS may name several, as PATH does."""
     home = Path.home()
     hub = os.environ.get("HF_HUB_CACHE")
-    hub = Path(hub) if hub else Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub"
+    hub = (
+        Path(hub) if hub else Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub"
+    )
     return [
-        *(Path(folder) for folder in os.environ.get("MINISD_MODELS", "").split(os.pathsep) if folder),
+        *(
+            Path(folder)
+            for folder in os.environ.get("MINISD_MODELS", "").split(os.pathsep)
+            if folder
+        ),
         Path("weights"),
         home / "stable-diffusion-webui/models/Stable-diffusion",  # AUTOMATIC1111
         home / "ComfyUI/models/checkpoints",
@@ -35,5 +41,11 @@ def find_model(name: str | None) -> Path | None:
                 if (found := folder / f"{name}{ending}").is_file():
                     return found
     searched = ", ".join(str(folder) for folder in folders if folder.is_dir())
-    where = f"; searched {searched}" if searched else "; put it in a folder and name that in MINISD_MODELS"
-    raise FileNotFoundError(f"no checkpoint is named {name}{where} (weights/README.md says where to get one)")
+    where = (
+        f"; searched {searched}"
+        if searched
+        else "; put it in a folder and name that in MINISD_MODELS"
+    )
+    raise FileNotFoundError(
+        f"no checkpoint is named {name}{where} (weights/README.md says where to get one)"
+    )

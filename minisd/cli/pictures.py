@@ -1,4 +1,4 @@
-"""From switches to pictures in a folder: `minisd img2img`, `minisd txt2img`, and what the prompt runs."""
+"""From switches to pictures in a folder: `minisd img2img`, `txt2img`, and the prompt's lines."""
 
 import argparse
 import random
@@ -123,6 +123,7 @@ class Studio:
                 jobs.append((one, seeds[i]))
 
         prefix, paths, images = outputs.next_prefix(folder), [], []
+
         def finish(image: Image.Image, one: argparse.Namespace, number: int, i: int) -> Path:
             images.append(image)
             paths.append(self.save(image, one, folder, f"{prefix:06}.{number}.png", i))
@@ -145,7 +146,7 @@ class Studio:
         return paths
 
     def resolved(self, args: argparse.Namespace) -> argparse.Namespace:
-        """The settings with references to earlier pictures looked up; the given ones stay as they are."""
+        """The settings with references to earlier pictures looked up, as a copy."""
         args = argparse.Namespace(**vars(args))
         if args.seed is not None and args.seed < 0:
             args.seed = nth_last(self.seeds, args.seed, "-S")
@@ -162,7 +163,9 @@ class Studio:
                 pass  # it has none; said below
         if args.steps_after and args.init_img:
             args.steps = steps_after(args.steps_after, args.strength)
-            print(f"--steps-after {args.steps_after} at strength {args.strength:g}: -s {args.steps}")
+            print(
+                f"--steps-after {args.steps_after} at strength {args.strength:g}: -s {args.steps}"
+            )
         if args.prompt is None:
             raise ValueError('say what to draw, as in: minisd img2img "a fire" -I drawing.png')
         return args
@@ -175,7 +178,10 @@ class Studio:
         args.width, args.height = args.width or sd.native_size, args.height or sd.native_size
 
         def floored(width: float, height: float) -> tuple[int, int]:
-            w, h = (max(sd.multiple, int(n + 1e-6) // sd.multiple * sd.multiple) for n in (width, height))
+            w, h = (
+                max(sd.multiple, int(n + 1e-6) // sd.multiple * sd.multiple)
+                for n in (width, height)
+            )
             return w, h
 
         if picture is None:
@@ -188,8 +194,8 @@ class Studio:
             scale = min(args.width / picture.width, args.height / picture.height)
             size = floored(picture.width * scale, picture.height * scale)
             if size != picture.size:
-                said = f"fitted into {args.width}x{args.height}"
-                print(f"{args.init_img}: {picture.width}x{picture.height}, {said}: {size[0]}x{size[1]}")
+                was = f"{args.init_img}: {picture.width}x{picture.height}"
+                print(f"{was}, fitted into {args.width}x{args.height}: {size[0]}x{size[1]}")
         else:
             size = floored(*picture.size)
             if asked and size != (args.width, args.height):
@@ -266,7 +272,9 @@ class progress:
         run = args.steps
         if args.init_img:
             run = args.steps - start_index(args.steps, args.strength)
-        self.bar = tqdm(total=run, desc=f"{count or 'drawing'}, seed {args.seed}", disable=None, leave=False)
+        self.bar = tqdm(
+            total=run, desc=f"{count or 'drawing'}, seed {args.seed}", disable=None, leave=False
+        )
 
     def __enter__(self) -> "progress":
         return self
@@ -324,7 +332,9 @@ def say_steps(args: argparse.Namespace) -> None:
     sigmas = SCHEDULES[name](args.steps)
     dropped = start_index(args.steps, args.strength) if args.init_img else 0
     run = args.steps - dropped
-    print(f"{args.steps} steps asked, {run} run, {dropped} dropped; {args.sampler} on {name}", end="")
+    print(
+        f"{args.steps} steps asked, {run} run, {dropped} dropped; {args.sampler} on {name}", end=""
+    )
     if run:
         sigma = sigmas[dropped]
         print(f"; the noise goes in at sigma {sigma:.4f} (t = {sigma_to_t(sigma):.1f})")

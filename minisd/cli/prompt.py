@@ -25,7 +25,9 @@ q                     leave; so does Ctrl-D. Ctrl-C stops a picture, not the pro
 def configure(parser: argparse.ArgumentParser) -> None:
     switches.configure(parser)
     switches.configure_model(parser)
-    parser.add_argument("--from_file", metavar="FILE", help="take lines from a file; - is the input")
+    parser.add_argument(
+        "--from_file", metavar="FILE", help="take lines from a file; - is the input"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_file(studio: Studio, args: argparse.Namespace) -> int:
-    """Each line of a file as if it were typed. A bad line is said and passed over; exit status 1."""
+    """Each line of a file as if typed. A bad one is named and passed over; exit status 1."""
     failed = 0
     for number, line in enumerate(read_lines(args.from_file), 1):
         if line == "q":

@@ -1,6 +1,7 @@
 """The switches of a picture, the same at the shell and at the prompt, and how a line is read.
 
-Names, defaults and ranges are InvokeAI's (ldm/invoke/args.py), CompVis's script's names are aliases.
+Names, defaults and ranges are InvokeAI's (ldm/invoke/args.py), CompVis's script's names are
+aliases.
 """
 
 import argparse
@@ -56,58 +57,63 @@ def configure(parser: argparse.ArgumentParser, picture: bool = True, several: bo
     """Add the switches of one line. picture False leaves out what only makes sense with -I; several
     gives -s, -S, -A and -f lists, of what is written with commas between."""
     add = parser.add_argument
+    # fmt: off
     whole = between(1, 10_000, int)
     each = listed if several else lambda kind: kind
     add("-s", "--steps", "--ddim_steps", type=each(whole), default=50, metavar="N",
-        help="steps of the whole schedule (50)")  # fmt: skip
+        help="steps of the whole schedule (50)")
     add("-S", "--seed", type=each(between(-999, 2**32 - 1, int)), metavar="N",
         help="where the random numbers start; the same seed, the same picture (a new one). "
-        "At the prompt -1 is the last picture's, -2 the one before")  # fmt: skip
+        "At the prompt -1 is the last picture's, -2 the one before")
     add("-n", "--iterations", "--n_iter", "--n_samples", type=whole, default=1, metavar="N",
-        help="how many pictures, each with a seed that follows from the one before (1)")  # fmt: skip
+        help="how many pictures, each with a seed that follows from the one before (1)")
     add("-W", "--width", "--W", type=between(1, 16384, int), metavar="PX",
-        help="width (the model's native one)")  # fmt: skip
+        help="width (the model's native one)")
     add("-H", "--height", "--H", type=between(1, 16384, int), metavar="PX",
-        help="height; with -I both count only together with --fit")  # fmt: skip
+        help="height; with -I both count only together with --fit")
     add("-C", "--cfg_scale", "--scale", "--guidance", type=between(0, 1000), default=7.5,
-        metavar="X", help="classifier-free guidance, how much the prompt counts (7.5)")  # fmt: skip
+        metavar="X", help="classifier-free guidance, how much the prompt counts (7.5)")
     add("-A", "-m", "--sampler", type=each(str), default="k_lms", metavar="NAME",
-        help="sampler (k_lms)")  # fmt: skip
-    add("--schedule", metavar="NAME", help="model, karras or ddim (the sampler's own)")
+        help="sampler (k_lms)")
+    add("--schedule", metavar="NAME", help="model, karras, exponential or ddim (the sampler's own)")
     add("-v", "--variation_amount", type=between(0, 1), default=0.0, metavar="X",
-        help="0..1, how far each of the -n pictures' noise is led from the seed's own (0)")  # fmt: skip
+        help="0..1, how far each of the -n pictures' noise is led from the seed's own (0)")
     add("-V", "--with_variations", type=seed_weights, default=[], metavar="SEED:WEIGHT,...",
-        help="lead the noise of -S towards that of other seeds")  # fmt: skip
+        help="lead the noise of -S towards that of other seeds")
     add("-x", "--skip_normalize", action="store_true",
-        help="take a blend's weights as they are: do not scale them to sum to 1")  # fmt: skip
+        help="take a blend's weights as they are: do not scale them to sum to 1")
     add("-g", "--grid", action="store_true", help="also write all pictures as one")
     add("-o", "--outdir", default="outputs/img-samples", metavar="FOLDER",
-        help="where pictures go (outputs/img-samples)")  # fmt: skip
+        help="where pictures go (outputs/img-samples)")
     if not picture:
         return
     add("-I", "--init_img", "--init-img", metavar="FILE", help="the picture to draw on top of. "
-        "At the prompt -1 is the last one made, -2 the one before")  # fmt: skip
+        "At the prompt -1 is the last one made, -2 the one before")
     add("-f", "--strength", type=each(between(0, 1)), default=0.75, metavar="X",
-        help="0..1: 0 keeps the picture, 1 ignores it (0.75)")  # fmt: skip
+        help="0..1: 0 keeps the picture, 1 ignores it (0.75)")
     add("--steps-after", "--steps_after", type=whole, metavar="N",
-        help="with -I: ask for as many steps that N are run at this strength, whatever -s says")  # fmt: skip
+        help="with -I: ask for as many steps that N are run at this strength, whatever -s says")
     add("-T", "-fit", "--fit", action="store_true",
-        help="scale the picture, up or down, to fit inside width x height")  # fmt: skip
+        help="scale the picture, up or down, to fit inside width x height")
     add("-M", "--init_mask", metavar="FILE", help="redraw where this picture is transparent, or "
-        "black if it has no transparency; without it, where the picture of -I is")  # fmt: skip
+        "black if it has no transparency; without it, where the picture of -I is")
     add("--no_paste", action="store_true",
-        help="inpainting: leave the kept part as the decoder gives it, do not paste it back")  # fmt: skip
+        help="inpainting: leave the kept part as the decoder gives it, do not paste it back")
     add("--variants", type=between(0, 1000, int), default=0, metavar="N",
-        help="then redraw each result N times with the same words and strength")  # fmt: skip
+        help="then redraw each result N times with the same words and strength")
+    # fmt: on
 
 
 def configure_model(parser: argparse.ArgumentParser) -> None:
     """Add the switches that choose the model: at the shell only."""
-    parser.add_argument("--model", "--ckpt", metavar="FILE",
-        help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (cuda if there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-        help="arithmetic of UNet and autoencoder (float32)")  # fmt: skip
+    add = parser.add_argument
+    # fmt: off
+    add("--model", "--ckpt", metavar="FILE",
+        help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")
+    add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if there is one)")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+        help="arithmetic of UNet and autoencoder (float32)")
+    # fmt: on
 
 
 def read_line(line: str, defaults: argparse.Namespace | None = None) -> argparse.Namespace:
