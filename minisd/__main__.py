@@ -14,6 +14,7 @@ COMMANDS = {
     "txt2img": ("minisd.cli.pictures", "draw from noise alone"),
     "explain": ("minisd.trace.explain", "tell how much noise goes in, and for which steps"),
     "strip": ("minisd.trace.strips", "draw, and show the latent at every step"),
+    "attention": ("minisd.explorer.attention", "show which words the picture looks at where"),
     "recall": ("minisd.cli.recall", "print the command that makes a picture again"),
 }
 PROMPT = ("minisd.cli.prompt", "draw what is typed, line by line")
