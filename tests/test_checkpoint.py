@@ -323,33 +323,59 @@ def problem(tensors: dict[str, Tensor]) -> str:
     return ""
 
 
+def sd1() -> dict[str, Tensor]:
+    return {key: record(shape) for key, shape in manifest().items()}
+
+
+def wider(was: Tensor) -> Tensor:
+    return record((*was.shape[:-1], was.shape[-1] + 1))
+
+
+REST = sorted(SCHEDULE_BUFFERS | {POSITION_IDS})  # what a file may have, or not
+
+
 def test_all_entries_are_known(remembered: None):
-    tensors = {key: record(shape) for key, shape in manifest().items()}
-    assert len(tensors) == 1143 and problem(tensors) == ""
+    tensors = sd1()
+    assert len(tensors) == 1143 and set(REST) < tensors.keys() and problem(tensors) == ""
 
 
-@pytest.mark.parametrize("part", [*PREFIXES, "the rest"])
-def test_each_entry_counts(part: str, remembered: None):
+@pytest.mark.parametrize("part", PREFIXES)
+def test_each_weight_counts(part: str, remembered: None):
     """Without any one, with one more, or one of another shape: an error that names it alone."""
-    tensors = {key: record(shape) for key, shape in manifest().items()}
-    rest = SCHEDULE_BUFFERS | {POSITION_IDS}
-    names = [
-        key
-        for key in tensors
-        if (key in rest if part == "the rest" else key.startswith(PREFIXES[part]))
-    ]
+    tensors, prefix = sd1(), PREFIXES[part]
+    names = [key for key in tensors if key.startswith(prefix) and key not in REST]
     for key in names:
-        if key in rest and part != "the rest":
-            continue
         was = tensors.pop(key)
-        assert problem(tensors) == ("" if part == "the rest" else f"missing {key}")
-        tensors[key] = record((*was.shape[:-1], was.shape[-1] + 1))
-        assert (
-            problem(tensors) == f"wrong shape: {key} is {tensors[key].shape}, should be {was.shape}"
-        )
+        assert problem(tensors) == f"missing {key}"
         tensors[key] = was
-        more = f"{key}_more"
-        tensors[more] = was
-        assert problem(tensors) in (f"unknown {more}", f"tensors that SD 1.x does not have: {more}")
-        del tensors[more]
-    assert len(names) >= 13
+
+    parts = checkpoint.split(tensors)
+    weights = parts[part]
+    for key in names:
+        name = key.removeprefix(prefix)
+        was, other = weights[name], wider(weights[name])
+        for changed, says in [
+            (other, f"wrong shape: {key} is {other.shape}, should be {was.shape}"),
+            (was, f"unknown {key}_more"),
+        ]:
+            weights[name] = changed
+            if changed is was:
+                weights[f"{name}_more"] = was
+            with pytest.raises(minisd.CheckpointError) as caught:
+                checkpoint.build(parts, 8, 12)
+            assert str(caught.value) == says
+        del weights[f"{name}_more"]
+    assert len(names) == {"unet": 686, "vae": 248, "text_encoder": 196}[part]
+
+
+@pytest.mark.parametrize("key", REST)
+def test_the_rest(key: str, remembered: None):
+    """The training schedule and position ids may be missing, but not be something else."""
+    tensors = sd1()
+    was = tensors.pop(key)
+    assert problem(tensors) == ""
+    wrong = f"wrong shape: {key} is {wider(was).shape}, should be {was.shape}"
+    assert problem({**tensors, key: wider(was)}) == wrong
+    more = f"{key}_more"
+    says = problem({**tensors, more: was})
+    assert says in (f"unknown {more}", f"tensors that SD 1.x does not have: {more}")

@@ -1018,10 +1018,11 @@ def test_folders_and_the_like(tmp_path: Path, canary: Path):
     refused(folder, "is a folder: minisd reads one file")
     (folder / "model_index.json").write_text("{}")
     refused(folder, "is a diffusers folder: minisd reads one file")
-    os.mkfifo(tmp_path / "fifo")
-    refused(tmp_path / "fifo", "is not a file")  # to open it would be to wait until someone writes
     with pytest.raises(FileNotFoundError, match="nowhere"):
         minisd.load(tmp_path / "nowhere.ckpt")
+    if hasattr(os, "mkfifo"):  # to open one would be to wait until someone writes
+        os.mkfifo(tmp_path / "fifo")
+        refused(tmp_path / "fifo", "is not a file")
 
 
 UNET, VAE, TEXT = (
