@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +92,12 @@ def tiny(tiny_path: Path) -> minisd.StableDiffusion:
 
 
 @pytest.fixture(scope="session")
-def sd1_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of all 1,143 entries at full size, 4.3 GB."""
+def sd1_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of all 1,143 entries at full size, 4.3 GB; removed at the end."""
     path = tmp_path_factory.mktemp("weights") / "sd1.safetensors"
     save_file({key: seeded(key, shape) for key, shape in manifest().items()}, path)
-    return path
+    yield path
+    path.unlink()
 
 
 @pytest.fixture(scope="session")
