@@ -20,20 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from minisd.files.kinds import PREFIXES, Shapes, other_model
+from minisd.files.tensors import READS, Tensor, TensorFileError, contiguous, read_tensors
 from minisd.schedule import ABAR
-from minisd.tensor_file import READS, Tensor, TensorFileError, contiguous, read_tensors
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
 from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
 
-Shapes = dict[str, tuple[int, ...]]
-
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.transformer.text_model.",
-}
 # Left over by name: the training schedule, which minisd.schedule computes, and the numbers 0 to 76.
 SCHEDULE_BUFFERS = set(
     """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
@@ -119,7 +113,7 @@ def load(
                 fill(model, parts[part], file, kind, PREFIXES[part])
                 model.to(device)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {str(error)[:500]}") from None
+        raise CheckpointError(f"{path}: {str(error)[:900]}") from None
     return StableDiffusion(Tokenizer(), **models, path=path, device=torch.device(device), **facts)
 
 
@@ -137,7 +131,8 @@ def split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
     Raises CheckpointError, which names other kinds of files for what they are.
     """
-    refuse_other_models({name: tensor.shape for name, tensor in tensors.items()})
+    if what := other_model({name: tensor.shape for name, tensor in tensors.items()}):
+        raise CheckpointError(what)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
     unknown, ema = [], 0
     newer = re.compile(r"^cond_stage_model\.transformer\.(?!text_model\.)")
@@ -167,48 +162,6 @@ def split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         what = "the training average beside the weights"
         warnings.warn(f"ignored {ema} tensors model_ema.*, {what}", stacklevel=3)
     return parts
-
-
-def refuse_other_models(shapes: Shapes) -> None:
-    """Name a file of another model, or of a part of one, for what it is."""
-
-    def has(*starts: str) -> bool:
-        return any(name.startswith(starts) for name in shapes)
-
-    blocks = PREFIXES["unet"] + "input_blocks."
-    channels = shapes.get(f"{blocks}0.0.weight", (0, 0))[1:2]
-    context = shapes.get(f"{blocks}1.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1:2]
-    unet, vae, text = has(PREFIXES["unet"]), has(PREFIXES["vae"]), has("cond_stage_model.")
-    lora = has("lora_", "lora.") or any(".lora_" in name for name in shapes)
-    only, plain = "minisd is for SD 1.x", "minisd needs the plain one, for inpainting too"
-    whole = "minisd needs a whole SD 1.x checkpoint in one file"
-    for found, what in [
-        (has("conditioner.embedders"), f"an SDXL checkpoint: {only}"),
-        (has("cond_stage_model.model.") or context == (1024,), f"an SD 2.x checkpoint: {only}"),
-        (has(PREFIXES["unet"] + "joint_blocks"), f"an SD 3 checkpoint: {only}"),
-        (has("double_blocks", PREFIXES["unet"] + "double_blocks"), f"a Flux model: {only}"),
-        (channels == (9,), f"an inpainting checkpoint (9 input channels): {plain}"),
-        (channels == (8,), f"an instruct-pix2pix checkpoint (8 input channels): {plain}"),
-        (lora, f"a LoRA, not a model: {whole}"),
-        (
-            has("control_model.", "zero_convs.", "controlnet_"),
-            f"a ControlNet, not a model: {whole}",
-        ),
-        (has("emb_params"), f"a textual inversion embedding, not a model: {whole}"),
-        (has("unet.", "down_blocks.", "encoder.down_blocks."), f"in the diffusers layout: {whole}"),
-        (has("encoder.down.", "decoder.up."), f"an autoencoder alone: {whole}"),
-        (has("input_blocks.", "diffusion_model.input_blocks."), f"a UNet alone: {whole}"),
-        (has("text_model.", "transformer.text_model."), f"a text encoder alone: {whole}"),
-        (has("model_ema.") and not unet, f"only training averages (model_ema.*): {whole}"),
-        (vae and not unet, f"an autoencoder alone: {whole}"),
-        (unet and not vae, f"a UNet without its autoencoder: {whole}"),
-        (unet and not text, f"a UNet without its text encoder: {whole}"),
-        (text and not unet, f"a text encoder alone: {whole}"),
-    ]:
-        if found:
-            raise CheckpointError(f"this is {what}")
-    if not unet:
-        raise CheckpointError("not an SD 1.x checkpoint: none of its tensors have SD's names")
 
 
 # ---- the architecture, read off names and shapes -------------------------------------------------
@@ -273,7 +226,7 @@ def differences(shapes: Shapes, model: nn.Module, prefix: str) -> list[str]:
     ]
 
 
-def listed(items: list[str], separator: str = ", ", most: int = 3) -> str:
+def listed(items: list[str], separator: str = ", ", most: int = 8) -> str:
     more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(item[:150] for item in items[:most]) + more
 

@@ -17,7 +17,7 @@ import torch
 import minisd
 from minisd import checkpoint
 from minisd.checkpoint import POSITION_IDS, PREFIXES, SCHEDULE_BUFFERS
-from minisd.tensor_file import Tensor, contiguous, read_tensors
+from minisd.files.tensors import Tensor, contiguous, read_tensors
 
 from .conftest import manifest, seeded, tiny_manifest
 from .hostile_files import members, micro, safetensors_bytes, saved, write

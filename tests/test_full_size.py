@@ -1,4 +1,4 @@
-"""Files of SD 1.x's own 1,143 names, shapes and types, at full size, in the forms that people have."""
+"""Files of SD 1.x's own 1,143 names and shapes, at full size, in the forms that people have."""
 
 import sys
 import types
@@ -26,9 +26,11 @@ def zeros(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def write_lightning(path: Path, state: dict[str, torch.Tensor], monkeypatch) -> None:
     """As Lightning does: callbacks are keyed by a class, of a module that will not be there."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
-    module = types.ModuleType(name)
+    parts = name.split(".")
+    for n in range(1, 4):
+        module = types.ModuleType(".".join(parts[:n]))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
-    monkeypatch.setitem(sys.modules, name, module)
     torch.save(
         {
             "epoch": 6,

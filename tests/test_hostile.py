@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import minisd
-from minisd.tensor_file import TensorFileError, read_tensors
+from minisd.files.tensors import TensorFileError, read_tensors
 
 from . import hostile_files
 from .hostile_files import (
@@ -54,7 +54,7 @@ from .hostile_files import (
 
 # A person notices more, and a server can be kept busy with it.
 SECONDS = 1.0
-MESSAGE = 600  # characters besides the path: fits a terminal
+MESSAGE = 1000  # characters besides the path: up to eight names of tensors
 Make = Callable[[Path], bytes]  # from the canary's path, which must not come to be
 
 

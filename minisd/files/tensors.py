@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from minisd.data_pickle import Call, Global, PersistentId, PickleError, read_pickle
+from minisd.files.kinds import what_instead
+from minisd.files.pickles import Call, Global, PersistentId, PickleError, read_pickle
 
 MAX_HEADER = 4 << 20  # bytes of a header, pickle or directory; SD 1.x has about 200 kB
 MAX_TENSORS = 20_000  # SD 1.x with training averages has 1,831; its optimizer thrice that
@@ -95,26 +96,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise TensorFileError(f"{path}: {BROKEN} ({error})") from None
     except (ValueError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError) as error:
         raise TensorFileError(f"{path}: {BROKEN} ({type(error).__name__})") from None
-
-
-def what_instead(head: bytes) -> str:
-    """Name a file that is no weights file by its first bytes."""
-    text = head.lstrip().lower()
-    if not head:
-        return "the file is empty: download it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the weights: run `git lfs pull`, or download the file itself"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "this is a web page saved under the weights' name: download the file itself"
-    if head.startswith(b"GGUF"):
-        return "this is a GGUF file: minisd reads .ckpt and .safetensors"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")):
-        return "this is a picture, not weights"
-    if head.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")):
-        return "this is a compressed archive: unpack it first"
-    if not any(head):
-        return "the file holds only zeros: the download was not finished"
-    return "not a weights file: neither .safetensors nor a torch .ckpt, or cut short"
 
 
 # ---- .safetensors --------------------------------------------------------------------------------
