@@ -14,6 +14,8 @@ COMMANDS = {
     "txt2img": ("minisd.cli.pictures", "draw from noise alone"),
     "explain": ("minisd.trace.explain", "tell how much noise goes in, and for which steps"),
     "strip": ("minisd.trace.strips", "draw, and show the latent at every step"),
+    "diff": ("minisd.trace.diff", "tell where two recorded runs part"),
+    "sweep": ("minisd.trace.sweep", "draw with many settings, and lay the pictures out"),
     "attention": ("minisd.explorer.attention", "show which words the picture looks at where"),
     "recall": ("minisd.cli.recall", "print the command that makes a picture again"),
 }
