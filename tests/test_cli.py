@@ -79,10 +79,19 @@ def test_disk_full_leaves_nothing(folder, monkeypatch, capsys):
     assert not list((folder / "outputs/img-samples").iterdir())
 
 
-def test_seed_chain_published():
-    """InvokeAI's VARIATIONS.md, and the seeds that follow the document's own."""
-    wanted = [1592514025, 1270187604, 3805924686, 141845748, 3150601133]
-    assert seed_chain(1592514025, 5) == wanted
+@pytest.mark.parametrize(
+    "published",
+    [
+        # InvokeAI's VARIATIONS.md: a batch of six, and two of six variations each
+        [1579445059, 1880768722, 332057179, 2224800325, 465250761, 3357757885],
+        [784039624, 3647897225, 917731034, 4116285959, 1614299449, 1335553075],
+        [3279757577, 2853129515, 3747154981, 2664260391, 1642517170, 2183375608],
+        # those that follow the document's own
+        [1592514025, 1270187604, 3805924686, 141845748, 3150601133],
+    ],
+)
+def test_seed_chain_published(published):
+    assert seed_chain(published[0], len(published)) == published
 
 
 def test_iterations_follow_the_chain(folder):

@@ -1231,7 +1231,7 @@ MODELS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
     ),
     "19,000 names": (
         lambda: {**micro(), **{UNET + f"{i}": torch.zeros(1) for i in range(18_500)}},
-        "unknown model.diffusion_model.0; .* and 18,497 more|opcodes",
+        "unknown model.diffusion_model.0; .* and 18,492 more|opcodes",
     ),
 }
 

@@ -77,7 +77,7 @@ def test_core_leads_nowhere_else():
     for name in core - around:
         source = (ROOT / "minisd" / f"{name}.py").read_text()
         for imported in re.findall(r"(?:from|import) minisd\.?([\w.]*)", source):
-            assert imported.split(".")[0] in core - around, (name, imported)
+            assert imported.split(".")[0] in (core - around) | {"files"}, (name, imported)
 
 
 def test_one_insertion_line():
