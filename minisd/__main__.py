@@ -9,6 +9,8 @@ import warnings
 from importlib import import_module
 from importlib.metadata import version
 
+from minisd.cli import in_words
+
 COMMANDS = {
     "img2img": ("minisd.cli.pictures", "draw on top of a picture"),
     "txt2img": ("minisd.cli.pictures", "draw from noise alone"),
@@ -17,7 +19,9 @@ COMMANDS = {
     "diff": ("minisd.trace.diff", "tell where two recorded runs part"),
     "sweep": ("minisd.trace.sweep", "draw with many settings, and lay the pictures out"),
     "attention": ("minisd.explorer.attention", "show which words the picture looks at where"),
+    "explore": ("minisd.explorer.command", "make a page that shows a drawing at all strengths"),
     "recall": ("minisd.cli.recall", "print the command that makes a picture again"),
+    "lab": ("minisd.lab.command", "certify a sampler, yours or one of minisd's"),
 }
 PROMPT = ("minisd.cli.prompt", "draw what is typed, line by line")
 
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         room.configure(parser)
         return room.run(parser.parse_args(argv[1:] if command else argv))
     except (ValueError, OSError) as error:  # a mistake of the user's, or in a file
-        print(f"minisd: {error}", file=sys.stderr)
+        print(f"minisd: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nminisd: stopped", file=sys.stderr)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from minisd.cli import metadata, switches
+from minisd.cli import in_words, metadata, switches
 from minisd.cli.pictures import Studio
 
 HISTORY = Path("~/.minisd_history").expanduser()
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nstopped")
         except (ValueError, OSError) as error:
-            print(f"minisd: {error}", file=sys.stderr)
+            print(f"minisd: {in_words(error)}", file=sys.stderr)
 
 
 def run_file(studio: Studio, args: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def run_file(studio: Studio, args: argparse.Namespace) -> int:
             obey(line, studio, args, History(read=False))
         except (ValueError, OSError) as error:
             failed += 1
-            print(f"minisd: line {number}: {error}", file=sys.stderr)
+            print(f"minisd: line {number}: {in_words(error)}", file=sys.stderr)
     return 1 if failed else 0
 
 

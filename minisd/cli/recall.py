@@ -5,7 +5,7 @@ import shlex
 import warnings
 from pathlib import Path
 
-from minisd.cli import metadata
+from minisd.cli import in_words, metadata
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
             found = metadata.recall(file)
         except (ValueError, OSError) as error:
             failed = 1
-            warnings.warn(str(error), stacklevel=1)
+            warnings.warn(in_words(error), stacklevel=1)
             continue
         notes = metadata.find_init_image(found.args, found.init_hash, Path(file).parent)
         for note in [*found.notes, *notes]:
