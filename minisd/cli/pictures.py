@@ -84,9 +84,8 @@ class Studio:
             sd = load(find_model(self.model), device=device, dtype=getattr(torch, self.dtype))
         except (RuntimeError, AssertionError) as error:  # what torch says of a device that is none
             raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-        with ThreadPoolExecutor(1) as pool:  # hashing a large file takes seconds: meanwhile, draw
-            self.hash: Future[str] = pool.submit(metadata.sha256, sd.path)
-            pool.shutdown(wait=False)
+        # Hashing a large file takes seconds: meanwhile, draw.
+        self.hash: Future[str] = ThreadPoolExecutor(1).submit(metadata.sha256, sd.path)
         print(f"model: {sd.name} ({sd.path.name}), {self.dtype} on {sd.device}")
         return sd
 
