@@ -9,11 +9,11 @@ sigma between its steps. (Along a step, Euler and DDIM move on just that line.)
 The distance is the root mean square of the difference over all elements. A latent has variance 1,
 so two different pictures are about 1.4 apart in x0, and 0.1 is a tenth of its spread.
 
-They separate at the first sigma from which the distance of x0, what the two networks believe,
-stays above the threshold. The default is 0.1. A random change of that size in a final latent of the
-bundled weights moves the decoded picture by 5 levels of 255 in root mean square, at places where
-there is something: about where two pictures, side by side, begin to look different. x0 is taken and
-not x because two runs that go in at different sigmas differ in x from the start by the noise alone.
+They separate at the first sigma from which the distance of x stays above the threshold to the end.
+It is 0.1 by default, and not some share of the final distance, so that it means the same for all
+pairs: moved by so much, a latent of the bundled weights decodes to a picture that is 4 to 8 levels
+of 255 away (root mean square), about as far as encoding and decoding moves a picture by itself (2
+to 7 levels). Below that two pictures are one and the same to this autoencoder.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def diff_sheet(
     big = max(tile, 2 * tile * len(rows) // 2)
     lines = []
     for k, (letter, trace) in enumerate((("A", a), ("B", b))):
-        lines.append(written(f"{letter}: {names[k]}, {trace.n_steps} steps run", 13))
+        lines.append(written(f"{letter}: {names[k]} ({trace.n_steps} steps run)", 13))
         tiles = column([right_aligned(pair[k], width) for pair in strips.values()], gap=GAP)
         picture = result(trace, max(tiles.height, big))
         lines.append(row([tiles, picture], gap=10) if picture else tiles)
@@ -220,7 +220,7 @@ def diff_sheet(
         x_ticks=sigma_ticks,
         x_range=(0, width),
         margins=(margin, 10),
-        levels=[(growth.threshold, "")],
+        levels=[(growth.threshold, "separate above this")],
     )
     shifted = [shift(line, margin) for line in lines]
     foot = shift(written(answer(growth, a, b), 12, PALE), margin)

@@ -86,5 +86,5 @@ def prepare(args: argparse.Namespace) -> Prepared:
     size = studio.sizes(args, picture)
     if picture is not None and picture.size != size:
         picture = resize(picture, size)
-    states = text_states(studio.sd, args.prompt, normalize=not args.skip_normalize)
-    return Prepared(studio, picture, size, *states)
+    prompt, negative = text_states(studio.sd, args.prompt, normalize=not args.skip_normalize)
+    return Prepared(studio, picture, size, prompt, studio.sd.text_states(negative))

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     runs = several.settings_of(args)
     folder = outputs.open_folder(args.to)
     prepared = several.prepare(args)
-    check_same(folder, args, prepared)
+    check_same(folder, args, prepared, runs[0].seed)
     make(runs, folder, prepared, args.batch)
     images = {i: Image.open(folder / file_name(one)).convert("RGB") for i, one in enumerate(runs)}
     write_csv(folder / "distances.csv", runs, images, prepared.picture)
@@ -76,14 +76,16 @@ def file_name(one: argparse.Namespace) -> str:
 
 
 def remembered_seed(folder: Path) -> list[int] | None:
-    """The seed that an interrupted sweep drew, if none is given."""
+    """The (first) seed of the sweep that is there, for one that is not given a seed."""
     try:
-        return [json.loads((folder / SETTINGS).read_text())["drawn_seed"]]
+        return [json.loads((folder / SETTINGS).read_text())["seed"]]
     except (OSError, ValueError, LookupError):
         return None
 
 
-def check_same(folder: Path, args: argparse.Namespace, prepared: several.Prepared) -> None:
+def check_same(
+    folder: Path, args: argparse.Namespace, prepared: several.Prepared, seed: int
+) -> None:
     """Note the settings that all runs share beside the pictures; refuse a folder with others."""
     picture = prepared.picture
     shared = {
@@ -103,9 +105,7 @@ def check_same(folder: Path, args: argparse.Namespace, prepared: several.Prepare
             raise ValueError(
                 f"{folder} holds a sweep with another {' and '.join(differ)}: name another folder"
             )
-    if isinstance(args.seed, list) and len(args.seed) == 1:
-        shared["drawn_seed"] = args.seed[0]
-    path.write_text(json.dumps(shared, indent=1))
+    path.write_text(json.dumps(shared | {"seed": seed}, indent=1))
 
 
 def make(runs: Runs, folder: Path, prepared: several.Prepared, batch: int | None) -> None:
