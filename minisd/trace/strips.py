@@ -85,9 +85,7 @@ def save_all(traces: list["Trace"], runs: list[argparse.Namespace], folder: Path
         print(save_trace(trace, folder / name))
 
 
-def recorded(
-    one: argparse.Namespace, prepared: several.Prepared, count: str = "", unet: object = None
-) -> "Trace":
+def recorded(one: argparse.Namespace, prepared: several.Prepared, count: str = "") -> "Trace":
     """Make one run, and record it with its settings."""
     from minisd.trace.trace import Trace, model_settings
 
@@ -117,7 +115,6 @@ def strip_sheet(
     blank = None if beside else BLANK
     tiles = [[strip(t, what, tile, n, sd, blank) for what in rows] for t, n in zip(traces, asked)]
     large = 3 * max(tile, 40)
-    beside = sum(strips[0].width for strips in tiles) <= WIDEST
     cells: list[list[Cell]] = [["", *titles]]
     if all(trace.encoded is not None for trace in traces):
         cells.append([SEES, *(entry(trace, large, sd) for trace in traces)])
