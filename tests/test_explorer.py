@@ -16,6 +16,7 @@ from PIL import Image
 
 import minisd
 from minisd.__main__ import main
+from minisd.cli.outputs import write_new
 from minisd.explorer import page as pages
 from minisd.explorer.command import strengths
 from tests.chromium import NAMES, Chromium, find_chromium
@@ -228,7 +229,7 @@ def test_nothing_is_overwritten(tmp_path, capsys, monkeypatch):
     assert main([*line, "-o", str(tmp_path / "no" / "page.html")]) == 2
     assert main([*line, "-o", str(tmp_path)]) == 2
     with pytest.raises(OSError, match="could not write"):  # it appeared meanwhile
-        pages.write_new(there, "new")
+        write_new(there, b"new")
     assert sorted(os.listdir(tmp_path)) == ["explorer-2.html", "explorer.html"]
     assert there.read_text() == "mine"
 

@@ -1,5 +1,6 @@
 """Writing pictures: a new name each time, whole files or none, never over another file."""
 
+import io
 import os
 import re
 import tempfile
@@ -30,27 +31,34 @@ def open_folder(folder: str | Path) -> Path:
 
 
 def save_png(image: Image.Image, folder: Path, name: str, texts: dict[str, str]) -> Path:
-    """Write folder/name whole, or raise OSError and leave nothing. Never replaces a file."""
+    """Write folder/name with its text chunks. Raises OSError, for a name that is taken too."""
     info = PngInfo()
     for key, text in texts.items():
         info.add_text(key, text) if text.isascii() else info.add_itxt(key, text)
-    path = folder / name
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    data = io.BytesIO()
+    image.save(data, "PNG", pnginfo=info)
+    return write_new(folder / name, data.getvalue())
+
+
+def write_new(path: Path, data: bytes) -> Path:
+    """Write a file whole, or raise OSError and leave nothing. Never replaces a file."""
     try:
-        with open(handle, "wb") as file:
-            image.save(file, "PNG", pnginfo=info)
-        os.chmod(temporary, 0o666 & ~current_umask())
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         try:
-            os.link(temporary, path)  # unlike a rename, it fails where there is a file already
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            with open(path, "xb") as file:
-                file.write(Path(temporary).read_bytes())
+            with open(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o666 & ~current_umask())
+            try:
+                os.link(temporary, path)  # unlike a rename, it fails where there is a file already
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                with open(path, "xb") as file:
+                    file.write(data)
+        finally:
+            os.unlink(temporary)
     except OSError as error:
         raise OSError(f"could not write {path}: {error.strerror or error}") from None
-    finally:
-        os.unlink(temporary)
     return path
 
 

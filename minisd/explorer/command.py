@@ -46,10 +46,11 @@ def strengths(text: str) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from minisd.cli.outputs import write_new
     from minisd.cli.pictures import Studio, check_names, open_init
     from minisd.conditioning import text_states
     from minisd.explorer.attention import pieces_of
-    from minisd.explorer.page import data_uri, page, run_data, tile, write_new
+    from minisd.explorer.page import data_uri, page, run_data, tile
     from minisd.explorer.runs import runs
     from minisd.images import resize
     from minisd.prompts import parse
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         "command": command_line(args, seed),
     }
     text = page(f"{args.prompt} · minisd explorer", data)
-    write_new(path, text)
+    write_new(path, text.encode("utf-8", "replace"))
     print(f"{path}: {len(found)} strengths, {total} steps, {len(text) / 1e6:.2f} MB")
     return 0
 

@@ -4,9 +4,7 @@ import base64
 import html
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,25 +96,3 @@ def data_uri(image: Image.Image, exact: bool) -> str:
     else:
         image.save(file, "PNG", optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a whole file, or raise OSError and leave nothing. Never over another file."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            file.write(text.encode("utf-8", "replace"))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(part, 0o666 & ~mask)
-        try:
-            os.link(part, path)  # unlike a rename, it fails where there is a file already
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            with open(path, "xb") as file:
-                file.write(Path(part).read_bytes())
-    except OSError as error:
-        raise OSError(f"could not write {path}: {error.strerror or error}") from None
-    finally:
-        os.unlink(part)
