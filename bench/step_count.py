@@ -1,6 +1,6 @@
 """Does img2img settle as steps are added? And what makes 29 steps another picture than 30?
 
-    python bench/step_count.py FOLDER       # about 20 minutes on one core; can be interrupted
+    python bench/step_count.py FOLDER       # about half an hour on one core; can be interrupted
 
 The document says: "Unlike txt2img, adding steps will continuously change the resulting image and
 it will not converge", and of 29 against 30 steps that this comes of "a difference in the
@@ -74,7 +74,7 @@ def settle(folder: Path) -> None:
         if isinstance(title, str)
         else plot(title, size=(760, 260), x_label="steps asked", x_ticks=ticks)
         for title in (
-            "From a picture to that of one step more (root mean square, of 255 levels)",
+            "From a picture to that of one step more: RMS of 255 levels, mean of six seeds",
             next_one,
             f"From a picture to that of {MOST} steps",
             to_most,
