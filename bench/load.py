@@ -2,9 +2,9 @@
 
     python bench/load.py [FILE]
 
-Without FILE one of SD 1.x's full size is made (4.3 GB on disk). Memory is what the peak resident set
-grows by during `minisd.load`, in a process of its own that has imported everything, over the bytes of
-the weights in the dtype asked for (the text encoder's in float32).
+Without FILE one of SD 1.x's full size is made (4.3 GB on disk). Memory is what the peak resident
+set grows by during `minisd.load`, in a process of its own that has imported everything, over the
+bytes of the weights in the dtype asked for (the text encoder's in float32).
 """
 
 import json

@@ -1,0 +1,301 @@
+"""minisd beside diffusers (and transformers), in one run: same weights, inputs, dtype and machine.
+
+    pip install diffusers accelerate
+    python bench/side_by_side.py [--model FILE] [--device cuda] [--dtype float32,bfloat16] [--quick]
+
+Each line is timed in pairs, first one then the other. Told are the medians, the middle of the
+pairs' ratios (above 1: minisd is faster), their spread, and how far the two results are apart. The
+machine's own ceiling is measured in the same run. Without FILE, weights of SD 1.x's size are made
+on the spot: speed does not depend on what they are.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import minisd
+from minisd import fast
+from minisd.checkpoint import PREFIXES
+from minisd.guidance import guided
+from minisd.schedule import sigma_to_t
+from tests.conftest import manifest
+
+
+def main() -> None:
+    args = arguments()
+    device, rows = torch.device(args.device), []
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, diffusers {version('diffusers')}, {machine(device)}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(args.model) if args.model else make_weights(Path(folder) / "sd.safetensors")
+        for name in args.dtype.split(","):
+            dtype = getattr(torch, name)
+            print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in ceiling(device, dtype).items()))
+            print(f"{'':24} {'minisd':>9} {'diffusers':>9} {'ratio':>6}  {'spread':13} apart")
+            for row in compare(path, device, dtype, args):
+                rows.append({"dtype": name, **row})
+                spread = f"{row['low']:.2f} to {row['high']:.2f}"
+                times = f"{seconds(row['minisd'])} {seconds(row['diffusers'])}"
+                tail = f"{row['ratio']:6.2f}  {spread:13} {row['apart']:.0e}"
+                print(f"{row['what']:24} {times} {tail}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="an SD 1.x checkpoint, .safetensors")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32,bfloat16", help="one or more, with commas")
+    parser.add_argument("--sizes", default="256,384,512", help="pixels a side, with commas")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--plain", action="store_true", help="without minisd.fast")
+    parser.add_argument("--runs", action="store_true", help="whole runs too: 20 steps, minutes")
+    parser.add_argument("--quick", action="store_true", help="one size, two pairs")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.pairs = "256", 2
+    return args
+
+
+def compare(path: Path, device: torch.device, dtype: torch.dtype, args: argparse.Namespace):
+    """Rows of the table, one after the other."""
+    start = time.perf_counter()
+    sd = minisd.load(path, device=device, dtype=dtype)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    text, unet, vae = load_diffusers(path, device, dtype)
+    theirs = time.perf_counter() - start
+    if not args.plain:
+        start = time.perf_counter()
+        fast.pack(sd)
+        print(f"(packing took {time.perf_counter() - start:.1f} s)")
+    yield row("load, once", [ours], [theirs], 0.0)
+
+    tokens = sd.tokenizer(["a fire, burning", ""]).to(device)
+    with torch.inference_mode():
+        yield pair(
+            "text, two prompts",
+            device,
+            args.pairs,
+            lambda: sd.text_encoder(tokens),
+            lambda: text(tokens).last_hidden_state,
+        )
+        states = sd.text_encoder(tokens)
+        for size in map(int, args.sizes.split(",")):
+            for what, mine, others in stages(sd, unet, vae, states, size, device, dtype):
+                yield pair(f"{what}, {size}", device, args.pairs, mine, others)
+            if args.runs:
+                yield whole_run(sd, (text, unet, vae), size, device, dtype, args.pairs)
+
+
+def stages(sd, unet, vae, states: torch.Tensor, size: int, device, dtype):
+    """(name, minisd's, diffusers') of what a run does, at sigma 3 and guidance 7.5."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, size // 8, size // 8, generator=rng).to(device)
+    image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
+    predict = guided(sd.unet, states[:1], states[1:], 7.5)
+    both = torch.cat([states[1:], states[:1]]).to(dtype)
+
+    def their_eps() -> torch.Tensor:
+        x_in = (x / (3.0**2 + 1) ** 0.5).to(dtype).repeat(2, 1, 1, 1)
+        eps = unet(x_in, sigma_to_t(3.0), encoder_hidden_states=both).sample.float()
+        eps_uncond, eps_cond = eps.chunk(2)
+        return eps_uncond + 7.5 * (eps_cond - eps_uncond)
+
+    def their_moments() -> torch.Tensor:
+        return vae.encode(image.to(dtype)).latent_dist.parameters.float()
+
+    def their_image() -> torch.Tensor:
+        return vae.decode((x / 0.18215).to(dtype)).sample.float()
+
+    yield "guided UNet call", lambda: predict(x, 3.0), their_eps
+    yield "encode", lambda: sd.vae.moments(image), their_moments
+    yield "decode", lambda: sd.vae.decode(x), their_image
+
+
+def whole_run(sd, theirs, size: int, device, dtype, pairs: int) -> dict[str, Any]:
+    """img2img, DDIM, 20 steps at strength 1, both from a picture to a picture. (diffusers' k_lms
+    img2img computes something else, so DDIM it is; it runs the same timesteps.)"""
+    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+    text, unet, vae = theirs
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
+    pipe = StableDiffusionImg2ImgPipeline(vae, text, None, unet, scheduler, None, None, False)
+    pipe.set_progress_bar_config(disable=True)
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
+    states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
+
+    def ours() -> torch.Tensor:
+        settings = {"steps": 20, "strength": 1.0, "sampler": "ddim", "seed": 0}
+        result = minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
+        return torch.from_numpy(np.array(result.image)).float()
+
+    def diffusers() -> torch.Tensor:
+        (image,) = pipe(
+            image=picture,
+            strength=1.0,
+            prompt_embeds=states[:1].to(dtype),
+            negative_prompt_embeds=states[1:].to(dtype),
+            num_inference_steps=20,
+            guidance_scale=7.5,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+        return torch.from_numpy(np.array(image)).float()
+
+    return pair(f"img2img, 20 steps, {size}", device, min(pairs, 3), ours, diffusers)
+
+
+# ---- timing ------------------------------------------------------------------------------------
+
+
+def pair(what: str, device, pairs: int, ours: Callable, theirs: Callable) -> dict[str, Any]:
+    a, b = ours(), theirs()  # once, not counted
+    apart = ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs):
+        for run, into in ((ours, times[0]), (theirs, times[1])):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            into.append(time.perf_counter() - start)
+    return row(what, *times, apart)
+
+
+def row(what: str, ours: list[float], theirs: list[float], apart: float) -> dict[str, Any]:
+    ratios = [b / a for a, b in zip(ours, theirs)]
+    return {
+        "what": what,
+        "minisd": statistics.median(ours),
+        "diffusers": statistics.median(theirs),
+        "ratio": statistics.median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+        "apart": apart,
+    }
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1000:6.0f} ms" if value < 10 else f"{value:7.1f} s"
+
+
+def ceiling(device, dtype) -> dict[str, str]:
+    """What the machine does of the two things that a UNet call is made of, and of copying."""
+
+    def best(run: Callable, n: int = 5) -> float:
+        times = []
+        for _ in range(n + 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    with torch.inference_mode():
+        n = 8192 if device.type == "cuda" else 2048
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        matrix = 2 * n**3 / best(lambda: torch.mm(a, b)) / 1e12
+        x = torch.randn(2, 640, 32, 32, device=device).to(dtype)
+        w = torch.randn(640, 640, 3, 3, device=device).to(dtype)
+        conv = 2 * 2 * 640 * 640 * 9 * 32 * 32 / best(lambda: F.conv2d(x, w, padding=1)) / 1e12
+        big = torch.empty(1 << 27, dtype=torch.uint8, device=device)
+        copy = 2 * (1 << 27) / best(big.clone) / 1e9
+    return {
+        "matrix product": f"{matrix:.2f} TFLOP/s",
+        "3x3 convolution": f"{conv:.2f} TFLOP/s",
+        "copy": f"{copy:.1f} GB/s",
+    }
+
+
+def machine(device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().split("\n")
+         if line.startswith("model name")), "CPU")  # fmt: skip
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+def make_weights(path: Path) -> Path:
+    """A file of SD 1.x's names and shapes, each tensor seeded by its name and scaled to its size."""
+    state = {}
+    for key, shape in manifest().items():
+        if "." not in key or "position_ids" in key:
+            continue
+        rng = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        z = torch.randn(shape, generator=rng)
+        if len(shape) == 1:
+            state[key] = 1 + 0.05 * z if key.endswith(".weight") else 0.02 * z
+        else:
+            scale = 0.02 if "embedding" in key else float(np.prod(shape[1:])) ** -0.5
+            state[key] = scale * z
+    save_file(state, path)
+    return path
+
+
+def load_diffusers(path: Path, device, dtype):
+    """diffusers' and transformers' models with the file's weights, by diffusers' own converter."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders import single_file_utils as convert
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    state = load_file(path)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        widths, n = (128, 256, 512, 512), 4
+        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, latent_channels=4,
+            up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=widths,
+            layers_per_block=2)  # fmt: skip
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
+            num_hidden_layers=12, num_attention_heads=12, eos_token_id=49407))  # fmt: skip
+    parts = [
+        (unet, convert.convert_ldm_unet_checkpoint(state, unet.config), dtype),
+        (vae, convert.convert_ldm_vae_checkpoint(state, vae.config), dtype),
+    ]
+    for model, converted, kind in parts:
+        weights = {key: value.to(kind) for key, value in converted.items()}
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.to(device).eval().requires_grad_(False)
+    prefix = PREFIXES["text_encoder"]
+    words = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    names = text.state_dict()
+    level = "text_model." if any(key.startswith("text_model.") for key in names) else ""
+    text = CLIPTextModel(text.config)  # its buffers are made in the constructor
+    text.load_state_dict({level + key: value for key, value in words.items()}, strict=False)
+    del state
+    gc.collect()
+    return text.to(device).eval().requires_grad_(False), unet, vae
+
+
+if __name__ == "__main__":
+    main()
