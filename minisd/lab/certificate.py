@@ -30,7 +30,7 @@ THEORY = {
 def theory_of(
     name: str, options: dict[str, float] | None = None, order: int | None = None
 ) -> Theory:
-    """What is known about a sampler of minisd's with these options; of any other, the order given."""
+    """What is known of one of minisd's samplers with these options; of others, the order."""
     theory, options = THEORY.get(name, Theory()), options or {}
     if name == "k_lms":  # Adams-Bashforth; of order 1, Euler
         slopes = int(options.get("order", 4))
@@ -83,7 +83,9 @@ def certify(
     checks: list[Callable[[Subject], list[Line]]] = CHECKS,
     stop_at_failure: bool = False,
 ) -> Certificate:
-    """Run the checks on a sampler, a function such as those in samplers.py (options by functools.partial).
+    """Run the checks on a sampler, a function such as those in samplers.py.
+
+    Its options are given by functools.partial.
 
     A check that raises is a line that fails, and says what was raised.
     """

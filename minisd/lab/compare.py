@@ -1,7 +1,7 @@
 """Samplers on a network: distance to a 1000-step solution, by network calls.
 
-As the DPM-Solver papers measure it (Lu et al. 2022, DPM-Solver++, figure 1), on the weights that come
-with minisd or on others. Only for samplers that add no noise: the others have no one result.
+As the DPM-Solver papers measure it (Lu et al. 2022, DPM-Solver++), on the weights that
+come with minisd or on others. Only for samplers that add no noise: the others have no one result.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,10 @@ def compare(
     seed: int = 0,
     reference_steps: int = 1000,
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """For each sampler (network calls, root mean square of its latent - the reference's), by steps.
+    """For each sampler, by steps: network calls and RMS of its latent less the reference's.
 
-    The reference is k_dpmpp_2's. It yields a sampler as soon as it is measured, since this takes long.
+    The reference is k_dpmpp_2's. It yields a sampler as soon as it is measured, since this takes
+    long.
     """
     context, uncond = sd.text_states(prompt), sd.text_states("")
     model = guided(sd.unet, context, uncond, guidance)
@@ -48,9 +49,10 @@ def compare(
         yield name, points
 
 
-def table(curves: Curves) -> str:
+def table(curves: Curves, reference_steps: int = 1000) -> str:
     """As text: a row for each sampler, a column for each number of steps."""
-    rows = ["distance to 1000 steps" + "".join(f"{steps:>9}" for steps in STEPS) + "  steps"]
+    title = f"distance to {reference_steps} steps"
+    rows = [f"{title:22}" + "".join(f"{steps:>9}" for steps in STEPS) + "  steps"]
     for name, points in curves.items():
         rows.append(f"{name:22}" + "".join(f"{error:9.4f}" for _, error in points))
         rows.append(f"{'  network calls':22}" + "".join(f"{calls:9.0f}" for calls, _ in points))

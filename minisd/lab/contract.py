@@ -81,7 +81,7 @@ def check_steps(subject: Subject) -> list[Line]:
             changed,
             changed == 0,
             "0",
-            "in-place arithmetic: it overwrites the caller's latent, or slopes that are needed again",
+            "in-place arithmetic: it overwrites the caller's latent, or slopes needed again",
         ),
     ]
 
@@ -118,9 +118,10 @@ def check_calls(subject: Subject) -> list[Line]:
 def check_noise(subject: Subject) -> list[Line]:
     """Is the noise in x what the network is told, at every call? And the grid's, at the end?
 
-    Where the data is a single point, x - point is nothing but noise: the start's, and what the sampler
-    drew. The draws are known, one normal of x's shape a step from the generator given, so how much
-    of each is in x follows from a linear fit without rest: noise present^2 = sum of the shares^2.
+    Where the data is a single point, x - point is nothing but noise: the start's, and what the
+    sampler drew. The draws are known, one normal of x's shape a step from the generator given, so
+    how much of each is in x follows from a linear fit without rest: noise present^2 = sum of the
+    shares^2.
     """
     told_wrong = left_wrong = lost = foreign = 0.0
     for sigmas in late_entries():
@@ -143,7 +144,7 @@ def check_noise(subject: Subject) -> list[Line]:
             told_wrong,
             told_wrong < EXACT,
             "0 at every call",
-            "the network is told another level than x is at (t for t - 1), or down and up don't add up",
+            "the network is told another level than x's (t for t - 1), or up and down don't add up",
         ),
         judge(
             "noise at the end - sigma there",
@@ -183,7 +184,7 @@ def check_draws(subject: Subject) -> list[Line]:
             math.nan if drawn is None else drawn,
             None if theory.normals is None else drawn == theory.normals,
             "any" if theory.normals is None else str(theory.normals),
-            "noise is drawn and not used, or in another shape: later draws are other than the seed's",
+            "noise is drawn and not used, or in another shape: a seed gives other pictures",
         )
     ]
     if "eta" in inspect.signature(subject.sampler).parameters:
@@ -212,14 +213,14 @@ def check_draws(subject: Subject) -> list[Line]:
                 eta,
                 None if theory.eta is None else abs(eta - theory.eta) < EXACT,
                 "1 is DDPM's" if theory.eta is None else f"{theory.eta:g}",
-                "another split of the noise than the one named: as right, perhaps, but not that sampler",
+                "another split of the noise: as right, perhaps, but not the sampler of that name",
             )
         )
     return lines
 
 
 def fit(noises: list[Tensor], xs: list[Tensor]) -> tuple[Tensor, float]:
-    """Each x as a constant + sum of share * noise: these as columns (1 + noises, xs), and the rest."""
+    """Each x as a constant + sum of share * noise: these (1 + noises, xs), and what is left."""
     columns = torch.stack([torch.ones_like(noises[0]), *noises]).flatten(1).T
     targets = torch.stack(xs).flatten(1).T
     shares = torch.linalg.lstsq(columns, targets).solution
@@ -273,14 +274,14 @@ def check_repeats(subject: Subject) -> list[Line]:
             state,
             state == 0,
             "0",
-            "state outside of local variables: a global, a default argument, a function's attribute",
+            "state outside of local variables: a global, a default, an attribute of the function",
         ),
         judge(
             "influence of a neighbour in the batch",
             neighbours,
             neighbours == 0,
             "0",
-            "a mean, norm or maximum over the whole batch, where each picture should have its own",
+            "a mean, norm or maximum over the batch, where each picture should have its own",
         ),
         judge(
             "pictures of a batch with the same noise",
@@ -302,11 +303,11 @@ def accepts(subject: Subject) -> bool:
 
 
 def check_img2img(subject: Subject) -> list[Line]:
-    """The real `minisd.img2img`, but with a network that knows one picture only, and knows it exactly.
+    """The real `minisd.img2img`, with an exact network that knows one picture only.
 
     It must give that picture back at every strength, on every grid. 2e-3: the network is told the
-    timestep in float32, so levels are 3e-7 off, with noise of 14.6 and a gain of up to 30 on top; and
-    the noise of 0.0292 that DDIM's grid leaves is known to 4 % from 256 numbers.
+    timestep in float32, so levels are 3e-7 off, with noise of 14.6 and a gain of up to 30 on top;
+    and the noise of 0.0292 that DDIM's grid leaves is known to 4 % from 256 numbers.
     """
     picture = latent(0.0, 0.2, 0.8).float()
     difference = told_wrong = broken = 0.0
@@ -348,7 +349,7 @@ def check_img2img(subject: Subject) -> list[Line]:
             difference,
             difference < 2e-3,
             "< 0.002",
-            "in img2img, the noise put in, what the first step is told and what is taken out differ",
+            "the noise put in, what the first step is told and what is taken out differ",
         ),
         judge(
             "img2img: noise put in / noise told - 1",
@@ -362,13 +363,13 @@ def check_img2img(subject: Subject) -> list[Line]:
             broken,
             broken == 0,
             "0",
-            "the noise was inserted at another level than the first step starts from, or steps are missing",
+            "noise of another level than the first step starts from, or steps are missing",
         ),
     ]
 
 
 def one_picture_sd(predict_eps: PredictEps, picture: Tensor) -> SimpleNamespace:
-    """What img2img needs of a StableDiffusion: this model, and an encoder that gives this picture."""
+    """What img2img needs of a StableDiffusion: this model, an encoder that gives this picture."""
     vae = SimpleNamespace(
         encode=lambda image, noise=None: picture.clone(),
         decode=lambda latent: torch.zeros(1, 3, 64, 64),

@@ -1,8 +1,9 @@
-"""Models that are known exactly, to hold samplers against: each is a `predict_eps`, as the UNet's is.
+"""Models that are known exactly, to hold samplers against: each is a `predict_eps`.
 
-If the data's distribution is known, so is the best possible network: x0 = E[x0 | x, sigma], the mean
-of the posterior, and eps = (x - x0) / sigma. Samplers follow dx/dsigma = eps (Karras et al. 2022,
-equation 1, with sigma for time), whose solution is known as well where elements are independent.
+If the data's distribution is known, so is the best possible network: x0 = E[x0 | x, sigma], the
+mean of the posterior, and eps = (x - x0) / sigma. Samplers follow dx/dsigma = eps (Karras et al.
+2022, equation 1, with sigma for time), whose solution is known as well where elements are
+independent.
 """
 
 import math
@@ -20,14 +21,15 @@ from minisd.step import PredictEps
 class Mixture:
     """Data whose elements are independent, each from a mixture of normals (weight, mean, std).
 
-    One component is a Gaussian, for which eps is linear in x. A std of 0 is a single point, for which
-    every consistent sampler is exact.
+    One component is a Gaussian, for which eps is linear in x. A std of 0 is a single point, for
+    which every consistent sampler is exact.
     """
 
     components: tuple[tuple[float, float, float], ...]
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """eps at x: each component's own x0 is Bayes' for two normals, weighted by its likelihood."""
+        """eps at x: each component's own x0 is Bayes' for two normals, weighted by its
+        likelihood."""
         logs, x0s = [], []
         for weight, mean, std in self.components:
             variance = std**2 + sigma**2  # of x, if this component made it
@@ -46,8 +48,9 @@ class Mixture:
     def flow(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
         """Where at sigma_next the exact solution is that passes x at sigma, to 1e-13 or so.
 
-        Solutions can't cross, and they carry the distribution at sigma into that at sigma_next. So a
-        solution stays at its quantile, which leaves a bisection. Needs a std above 0 for sigma_next 0.
+        Solutions can't cross, and they carry the distribution at sigma into that at sigma_next. So
+        a solution stays at its quantile, which leaves a bisection. Needs a std above 0 for
+        sigma_next 0.
         """
         below, above = self.tails(x, sigma)
         low, high = torch.full_like(x, -1e3), torch.full_like(x, 1e3)
@@ -63,8 +66,9 @@ class Mixture:
 class Pictures:
     """Data that is one of the `pictures` (K, C, h, w): x0 is their mean, weighted by likelihood.
 
-    As the noise goes, the likelihood picks one of them: img2img with this model turns a drawing into
-    the picture that is nearest to it, out of those that a network with no imagination has learned.
+    As the noise goes, the likelihood picks one of them: img2img with this model turns a drawing
+    into the picture that is nearest to it, out of those that a network with no imagination has
+    learned.
     """
 
     pictures: Tensor

@@ -19,7 +19,9 @@ def plot(
     log_y: bool = False,
     slopes: tuple[int, ...] = (),
 ) -> str:
-    """An <svg> of curves [(x, y), ...] by name. `slopes` adds thin lines of y ~ x^-slope, in log-log.
+    """An <svg> of curves [(x, y), ...] by name.
+
+    `slopes` adds thin lines of y ~ x^-slope, in log-log.
 
     What can't be shown (not finite, or not above 0 on a logarithmic axis) is left out.
     """
@@ -58,7 +60,8 @@ def plot(
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#444">{escape(x_label)}</text>'
+        f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#444">'
+        f"{escape(x_label)}</text>"
     )
     parts.append(
         f'<text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
@@ -97,6 +100,8 @@ def plot(
 def axis(low: float, high: float, start: float, end: float, log: bool):
     """(value -> pixel, [(value, label), ...])."""
     if log:
+        if high < 1.01 * low:  # a constant and its roundings
+            low, high = low / 1.5, high * 1.5
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         every = 1 + len(decades) // 8
         ticks = [(10.0**d, power(d)) for d in decades if d % every == 0]

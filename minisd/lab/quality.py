@@ -1,4 +1,4 @@
-"""Checks of the method: how good a sampler is, against exact solutions, and whether that is as on paper.
+"""Checks of the method: how good a sampler is, and whether that is as on paper.
 
 Each check is a function of a Subject and gives lines of the card, some of them only measured.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minisd.lab.contract import fit
+from minisd.lab.exact import Mixture
 from minisd.lab.subject import (
     EXACT,
     GAUSSIAN,
@@ -29,7 +30,6 @@ from minisd.lab.subject import (
     slope,
     start,
 )
-from minisd.lab.exact import Mixture
 from minisd.samplers import k_euler, k_heun
 from minisd.schedule import SCHEDULES, karras, start_index
 
@@ -41,15 +41,15 @@ GAIN_STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def plain_grid(steps: int) -> list[float]:
-    """Karras' grid without the jump to 0. Order is about grids refined as a whole, and the jump isn't."""
+    """Karras' grid without the jump to 0, which is the same however many steps there are."""
     return karras(steps)[:-1]
 
 
 def graded_grid(steps: int) -> list[float]:
     """The same, its first step halved 12 times over.
 
-    This gives a method with a memory a start-up as good as itself: its first step is Euler's, and the
-    error of that, length^2, would drown an order above 2.
+    This gives a method with a memory a start-up as good as itself: its first step is Euler's, and
+    the error of that, length^2, would drown an order above 2.
     """
     first, second, *rest = plain_grid(steps)
     return [first, *(first + (second - first) * 2.0**-j for j in range(12, 0, -1)), second, *rest]
@@ -91,7 +91,7 @@ def check_order(subject: Subject) -> list[Line]:
             "order",
             order,
             subject.theory.order,
-            "a wrong coefficient or sigma; 0 is a bias that stays, 1 for 2 a correction that is lost",
+            "a wrong coefficient or sigma; 0 is a bias that stays, 1 for 2 a lost correction",
             {"this sampler": plain, "k_euler": euler_errors()},
         ),
         judge(
@@ -105,10 +105,10 @@ def check_order(subject: Subject) -> list[Line]:
 
 
 def check_uneven(subject: Subject) -> list[Line]:
-    """The order of a single step after three of other lengths, all of them shrinking: its error ~ h^(order + 1).
+    """The order of one step after three of other lengths: its error ~ h^(order + 1).
 
-    The slopes are those of the exact solution, so nothing but the step's own formula is seen. On whole
-    runs an error here can cancel: with r upside down DPM-Solver++(2M) is still of order 2.
+    The slopes are those of the exact solution, so nothing but the step's own formula is seen. On
+    whole runs an error here can cancel: with r upside down DPM-Solver++(2M) is still of order 2.
     """
     if subject.ode_draws:
         return []
@@ -136,7 +136,7 @@ def check_uneven(subject: Subject) -> list[Line]:
 def judge_order(
     check: str, order: float, wanted: int | None, meaning: str, curves: dict | None = None
 ) -> Line:
-    """Within 0.1 of what theory says; of a whole number, where it isn't known: methods have no others."""
+    """Within 0.1 of what theory says; where it says nothing, of a whole number, as orders are."""
     nearest = max(1, round(order)) if math.isfinite(order) else 1
     expected = f"{wanted or nearest} ± 0.1" + ("" if wanted else ", the nearest whole number")
     return judge(check, order, abs(order - (wanted or nearest)) <= 0.1, expected, meaning, curves)
@@ -165,16 +165,16 @@ def check_degrees(subject: Subject) -> list[Line]:
             value,
             None if theory == "" else value == int(theory),
             theory or "rising, 0 for Euler",
-            "weights of another formula than the one named; -1: not even a straight line is followed",
+            "weights of another formula than the one named; -1: not even a constant is right",
         )
     ]
 
 
 def law(sampler: Sampler, steps: int) -> tuple[float, float]:
-    """Mean and std of the result where the data is GAUSSIAN, over all noise, without any sampling error.
+    """Mean and std of the result where the data is GAUSSIAN, over all noise, exactly.
 
-    There eps is linear in x, so the result is mean + sum of share * normal over the start's noise and
-    the draws, and the shares follow from a linear fit.
+    There eps is linear in x, so the result is mean + sum of share * normal over the start's noise
+    and the draws, and the shares follow from a linear fit.
     """
     sigmas = plain_grid(steps)
     x = latent(HIGH, 0.3, 0.5, size=16)
@@ -220,7 +220,11 @@ def check_law(subject: Subject) -> list[Line]:
 
 
 def total_weights(sampler: Sampler, sigmas: list[float]) -> list[float]:
-    """W of each network call, if the result is x + sum of W * eps: eps is 1 in an element of its own."""
+    """W of each network call, if the result is x + sum of W * eps.
+
+    In a model that answers each call with 1 in an element of its own, and 0 elsewhere, they can be
+    read off.
+    """
     count = 0
 
     def one_hot(x: Tensor, sigma: float) -> Tensor:
@@ -240,7 +244,7 @@ def noise_gain(sampler: Sampler, sigmas: list[float]) -> float:
 
 
 def check_gain(subject: Subject) -> list[Line]:
-    """What the sampler makes of the network's errors: the sum of |W| over its calls, beside sigma."""
+    """What the sampler makes of the network's errors: the sum of |W| over its calls, by sigma."""
     if subject.ode_draws:
         return []
     off = 0.0
@@ -261,7 +265,9 @@ def check_gain(subject: Subject) -> list[Line]:
         for steps in GAIN_STEPS
     }
     worst, where, strength = max(
-        (gain, where, strength) for where, points in curves.items() for strength, gain in points
+        (round(gain, 9), where, strength)
+        for where, points in curves.items()
+        for strength, gain in points
     )
     promised = subject.theory.max_gain
     return [
@@ -270,7 +276,7 @@ def check_gain(subject: Subject) -> list[Line]:
             off,
             off < EXACT,
             "0",
-            "a coefficient is wrong: even noise that is predicted perfectly is not taken out in full",
+            "a wrong coefficient: even noise that is predicted perfectly isn't taken out in full",
         ),
         judge(
             f"noise gain at most ({where}, strength {strength:g})",
@@ -312,7 +318,7 @@ def check_middle(subject: Subject) -> list[Line]:
             gaps[0][1],
             ok,
             "falls with steps^2, as it has a memory" if memory else "0",
-            "a count of steps that starts at the grid's start, a memory not empty, a leak between runs",
+            "steps counted from the grid's start, a memory that isn't empty, a leak between runs",
         )
     ]
 
@@ -376,7 +382,7 @@ def check_precision(subject: Subject) -> list[Line]:
             differences[torch.float32],
             differences[torch.float32] < 1e-4 and not other,
             "< 0.0001",
-            "large numbers that cancel, such as exp(lambda), or a latent of another dtype than it was",
+            "large numbers that cancel, such as exp(lambda), or a latent of another dtype",
         ),
         judge(
             "bfloat16 - float64",
@@ -414,7 +420,8 @@ def guidance_errors(sampler: Sampler, steps: int) -> tuple[list[tuple[float, flo
 def check_guidance(subject: Subject) -> list[Line]:
     """Guidance 1 to 20: it makes the ODE stiff, and methods of high order break first.
 
-    Compared with k_euler at the same number of calls, as in figure 1 of Lu et al. 2022 (DPM-Solver++).
+    Compared with k_euler at the same number of calls: Lu et al. 2022 (DPM-Solver++) found that
+    their first solver loses to DDIM, which is Euler, under strong guidance.
     """
     if subject.ode_draws:
         return []

@@ -1,4 +1,4 @@
-"""The certificate as one page of HTML: the card, and what was measured as plots. Nothing is loaded."""
+"""The certificate as one page of HTML: the card, and plots. Nothing is loaded from elsewhere."""
 
 from html import escape
 

@@ -27,7 +27,7 @@ EXACT = 1e-9
 
 @dataclass(frozen=True)
 class Theory:
-    """What is known about a sampler on paper. None: not known, so the line is measured or guessed."""
+    """What is known about a sampler on paper. None: not known, so it is only measured."""
 
     order: int | None = None  # error ~ steps^-order, with no noise added
     weak_order: int | None = None  # the same for the distribution of results, with noise added
@@ -44,7 +44,8 @@ class Theory:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the card: `value` is what was measured, `meaning` what a failure usually means."""
+    """One line of the card: `value` is what was measured, `meaning` what a failure usually
+    means."""
 
     check: str
     verdict: str  # pass, fail or measured
@@ -153,7 +154,8 @@ class Recorder:
 
 
 def latent(sigma: float, mean: float = 0.0, std: float = 1.0, size: int = 8) -> Tensor:
-    """Data of that mean and std with noise of sigma, always the same: (1, 4, size, size) float64."""
+    """Data of that mean and std with noise of sigma, always the same: (1, 4, size, size)
+    float64."""
     z = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(1000))
     return mean + (std**2 + sigma**2) ** 0.5 * z.double()
 
