@@ -1,6 +1,7 @@
 """What the tests share: name-seeded weights (tests/golden/README.md), at two sizes."""
 
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import minisd
+
+# The small models are fastest with one thread, and hundreds of times slower with two on a machine that
+# is busy otherwise: threads wait for each other at every layer. Full size has all (all_threads).
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -103,6 +108,13 @@ def sd1_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def sd1(sd1_path: Path) -> minisd.StableDiffusion:
     return minisd.load(sd1_path)
+
+
+@pytest.fixture(scope="module")
+def all_threads() -> Iterator[None]:
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """The command line as a person uses it: in this process, on the bundled weights."""
 
 import json
+import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,18 +69,19 @@ def test_nothing_is_overwritten(folder):
     assert not list(samples.glob(".*"))
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 1000 bytes; the system's refusal is like that of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_full_disk_leaves_nothing(folder, full_disk, capsys):
-    run("txt2img", "fire", "-s1", status=2)
-    assert "could not write outputs/img-samples/000001." in capsys.readouterr().err
+def test_full_disk_leaves_nothing(folder):
+    """In a process of its own, where no file may grow beyond 1000 bytes: the system refuses that as
+    it refuses to write to a full disk."""
+    code = (
+        "import resource; from minisd.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "raise SystemExit(main(['txt2img', 'fire', '-s1']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    words = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "could not write outputs/img-samples/000001." in done.stderr.split("\n")[-2]
     assert not list((folder / "outputs/img-samples").iterdir())
 
 

@@ -21,7 +21,7 @@ CALL, TRAJECTORY = 2e-5, 2e-4
 
 
 @pytest.fixture(scope="module", params=["tiny", "sd1"])
-def case(request):
+def case(request, all_threads):
     sd = request.getfixturevalue(request.param)
     values, facts = golden(request.param)
     with torch.inference_mode():
