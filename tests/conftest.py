@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 import minisd
 
-# The small models are fastest with one thread, and hundreds of times slower with two on a machine that
-# is busy otherwise: threads wait for each other at every layer. Full size has all (all_threads).
+# The small models are as fast with one thread, and many times slower with two on a machine that is
+# busy otherwise: threads wait for each other at every layer. Full size has all (all_threads).
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
