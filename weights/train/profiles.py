@@ -1,0 +1,135 @@
+"""How large the models are, and how long they are trained: one profile for each kind of machine."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from minisd.text_encoder import TextEncoder
+from minisd.unet import Row, Table, UNet
+from minisd.vae import VAE
+
+
+@dataclass(frozen=True)
+class Stage:
+    batch: int
+    lr: float
+    minutes: float
+    steps: int | None = None  # None: as many as fit into the minutes
+    warmup: int = 200  # steps
+    average: float = 0.999  # of the weights' running average, which is what is exported
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    size: int  # pixels a side
+    vae: tuple[int, ...]  # channels of its levels; a level more halves the latent's side
+    unet: tuple[int, ...]  # channels of its levels
+    attention: tuple[int, ...]  # levels with transformers, 0 at the latent's full size
+    text: tuple[int, int]  # width, layers
+    autoencoder: Stage
+    diffusion: Stage
+    variants: int  # pictures made of each emoji picture, for the cache of latents
+    heads: int = 4
+    captions: int = 4  # for each variant
+    channels_last: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What must agree for a stopped run to go on: all but the minutes."""
+        facts = asdict(self)
+        for stage in ("autoencoder", "diffusion"):
+            del facts[stage]["minutes"]
+        return facts
+
+
+# Groups of 32 in every GroupNorm: all widths are multiples of 32. gpu and cpu stay below 40 MB in
+# float16, a quarter of which is the embedding of CLIP's 49,408 tokens, most of them never seen.
+PROFILES = {
+    # 19.9 M parameters. For one large GPU and half an hour, of which 2 minutes to start and export.
+    "gpu": Profile(
+        "gpu",
+        size=128,
+        vae=(32, 64, 96),
+        unet=(96, 160, 192),
+        attention=(1, 2),
+        text=(96, 3),
+        autoencoder=Stage(batch=256, lr=1e-3, minutes=8, average=0.9995),
+        diffusion=Stage(batch=512, lr=1e-3, minutes=18, warmup=500, average=0.9995),
+        variants=16,
+        channels_last=True,
+    ),
+    # 18.6 M. For two cores and a night, or many stretches.
+    "cpu": Profile(
+        "cpu",
+        size=64,
+        vae=(32, 64, 128),
+        unet=(64, 128, 192),
+        attention=(1, 2),
+        text=(96, 3),
+        autoencoder=Stage(batch=16, lr=1e-3, minutes=40, warmup=50),
+        diffusion=Stage(batch=64, lr=8e-4, minutes=300),
+        variants=6,
+    ),
+    # A toy for the tests.
+    "quick": Profile(
+        "quick",
+        size=32,
+        vae=(32, 32, 32),
+        unet=(32, 64),
+        attention=(1,),
+        text=(32, 1),
+        autoencoder=Stage(batch=16, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
+        diffusion=Stage(batch=32, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
+        variants=2,
+    ),
+}
+
+
+def unet_table(
+    widths: tuple[int, ...], blocks: int, attention: tuple[int, ...], c_context: int
+) -> Table:
+    """The UNet's rows, as CompVis's constructor makes them. Its SD 1.x is widths (320, 640, 1280,
+    1280), 2 blocks, attention on levels 0 to 2 and c_context 768."""
+    last = len(widths) - 1
+    kind = ["res attn" if level in attention else "res" for level in range(last + 1)]
+    down, c = [Row("conv", 4, widths[0])], widths[0]
+    for level, c_out in enumerate(widths):
+        for _ in range(blocks):
+            down.append(Row(kind[level], c, c_out))
+            c = c_out
+        if level < last:
+            down.append(Row("down", c, c))
+    middle, up, skips = Row("res attn res", c, c), [], [row.c_out for row in down]
+    for level, c_out in reversed([*enumerate(widths)]):
+        for j in range(blocks + 1):
+            layers = kind[level] + (" up" if j == blocks and level > 0 else "")
+            up.append(Row(layers, c + skips.pop(), c_out))
+            c = c_out
+    return Table(tuple(down), middle, tuple(up), c_context)
+
+
+def new_vae(profile: Profile) -> VAE:
+    """With a posterior of std 0.05 at first: with PyTorch's start it is 1, far above the means, and
+    for the first thousand steps little gets through but light and dark."""
+    vae = VAE(profile.vae[0], profile.vae, blocks=1)
+    nn.init.constant_(vae.quant_conv.bias[4:], -6)
+    return vae
+
+
+def new_unet_and_text(profile: Profile) -> nn.ModuleDict:
+    """Both as SD began: every residual branch adds nothing yet, token vectors are small.
+
+    PyTorch's own start, embeddings of variance 1 and branches at full strength, learns far slower.
+    """
+    width, layers = profile.text
+    text = TextEncoder(width, layers, 4 * width, profile.heads)
+    nn.init.normal_(text.embeddings.token_embedding.weight, std=0.02)
+    nn.init.normal_(text.embeddings.position_embedding.weight, std=0.01)
+    unet = UNet(unet_table(profile.unet, 1, profile.attention, width), profile.heads)
+    last = ("out_layers.3", "proj_out", "out.2")  # of residual block, transformer, the whole
+    for name, module in unet.named_modules():
+        if name.endswith(last):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return nn.ModuleDict({"unet": unet, "text_encoder": text})
