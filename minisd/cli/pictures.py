@@ -85,8 +85,8 @@ class Studio:
         except (RuntimeError, AssertionError) as error:  # what torch says of a device that is none
             raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
         if sd.native_size < 256:
-            # So small a layer takes less time than handing it to threads, which wait for each other:
-            # one thread is as fast, and on a busy machine many times faster.
+            # So small a layer takes less time than handing it to threads, which wait for each
+            # other: one thread is as fast, and on a busy machine many times faster.
             torch.set_num_threads(1)
         # Hashing a large file takes seconds: meanwhile, draw.
         self.hash: Future[str] = ThreadPoolExecutor(1).submit(metadata.sha256, sd.path)
