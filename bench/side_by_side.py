@@ -247,7 +247,7 @@ def machine(device) -> str:
 
 
 def make_weights(path: Path) -> Path:
-    """A file of SD 1.x's names and shapes, each tensor seeded by its name and scaled to its size."""
+    """A file of SD 1.x's names and shapes, each tensor seeded by its name, scaled by its size."""
     state = {}
     for key, shape in manifest().items():
         if "." not in key or "position_ids" in key:

@@ -6,8 +6,8 @@
 PyTorch's convolutions and matrix products run on oneDNN, which wants weights in blocks of its own
 and rearranges them at each call: 1.7 GB for a UNet call in bfloat16. `pack` has that done once, for
 convolutions at the first call, since the best blocks depend on the picture's size. The arithmetic
-is the same; sums may run in another order. The models lose their state dict by it: load again to save,
-to train, or to move to another device.
+is the same; sums may run in another order. The models lose their state dict by it: load again to
+save, to train, or to move to another device.
 """
 
 import torch
