@@ -221,6 +221,25 @@ def test_toy_learned_and_goes_on_where_it_was(toy: Path, tmp_path: Path) -> None
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_stopped_run_leaves_a_file_too(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("diffusion.pt", "model.safetensors"):
+        (toy / name).rename(toy / f"kept {name}")
+    steps = []
+
+    def rate(*_: object) -> float:
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1e-3
+
+    monkeypatch.setattr(loop, "learning_rate", rate)
+    with pytest.raises(loop.Stopped, match="step 4"):
+        main(["--quick", "--data", str(EMOJI), "--run", str(toy), "--device", "cpu"])
+    assert take_up(toy / "model.safetensors")["step"] == 4
+    for name in ("diffusion.pt", "model.safetensors"):
+        (toy / f"kept {name}").replace(toy / name)
+
+
 def test_toy_is_evaluated(toy: Path, tmp_path: Path) -> None:
     arguments = [str(toy / "model.safetensors"), "--data", str(EMOJI), "--out", str(tmp_path)]
     few = ["--labels", "2", "--each", "1", "--drawings", "3", "--prompts", "4", "--steps", "10"]

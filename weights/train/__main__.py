@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> Path:
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
     some = [picture(image) for image in on_white(train.rgba[:: max(1, len(train.rows) // 200)])]
     del pack, train
-    models, trained = train_diffusion(
+    models, trained, stopped = train_diffusion(
         cache, profile, folder, args.seed, device, took_up, args.compile
     )
     path = folder / "model.safetensors"
@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> Path:
         strip.paste(image, (i * profile.size, 0))
     strip.save(folder / "samples.png")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB after {trained['step']:,} steps")
+    if stopped:
+        raise stopped
     return path
 
 

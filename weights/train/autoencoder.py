@@ -11,6 +11,7 @@ The loss is L1, of the pictures and of their slopes at four scales, and a little
   come back sharp without one, and it doubles the time of a step.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from minisd.vae import SCALE, VAE
 from weights.train import loop
 from weights.train.data import Pack, order
-from weights.train.pictures import Stylist, draw
+from weights.train.pictures import Looks, Stylist, draw
 from weights.train.profiles import Profile, new_vae
 
 KL = 5e-5
@@ -95,11 +96,11 @@ def train_autoencoder(
     return vae
 
 
-def pieces(which: np.ndarray, looks, size: int):
+def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndarray, Looks]]:
     """(indices, looks) in pieces of `size`, for drawing many pictures in little memory."""
     for i in range(0, len(which), size):
         fields = {name: value[i : i + size] for name, value in vars(looks).items()}
-        yield which[i : i + size], type(looks)(**fields)
+        yield which[i : i + size], Looks(**fields)
 
 
 @torch.no_grad()

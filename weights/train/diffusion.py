@@ -105,8 +105,9 @@ def train_diffusion(
     device: torch.device,
     start: dict | None = None,
     compiled: bool = False,
-) -> tuple[nn.ModuleDict, dict]:
-    """The averaged UNet and text encoder, and how far they came (step, seconds).
+) -> tuple[nn.ModuleDict, dict, loop.Stopped | None]:
+    """The averaged UNet and text encoder, how far they came (step, seconds), and whether it was
+    asked to stop: what there is can be exported all the same.
 
     start: {"unet", "text_encoder", "step", "seconds"} of an exported file, to go on from it where
     the full state is not at hand: Adam's moments are lost, so the warm-up is run once more.
@@ -155,5 +156,9 @@ def train_diffusion(
             loss, plain = eps_loss(models, x0, ids, t.to(device), noise)
         return {"loss": loss, "mse": plain.detach()}
 
-    loop.train("diffusion", state, loss_of, profile, folder, facts)
-    return state.average, {"step": state.step, "seconds": round(state.seconds)}
+    stopped = None
+    try:
+        loop.train("diffusion", state, loss_of, profile, folder, facts)
+    except loop.Stopped as asked:
+        stopped = asked
+    return state.average, {"step": state.step, "seconds": round(state.seconds)}, stopped
