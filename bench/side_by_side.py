@@ -12,6 +12,7 @@ on the spot: speed does not depend on what they are.
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -41,8 +42,7 @@ from tests.conftest import manifest
 def main() -> None:
     args = arguments()
     device, rows = torch.device(args.device), []
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
     print(f"torch {torch.__version__}, diffusers {version('diffusers')}, {machine(device)}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(args.model) if args.model else make_weights(Path(folder) / "sd.safetensors")
