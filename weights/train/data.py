@@ -48,7 +48,6 @@ def find(folder: str | Path | None = None) -> Path:
     if not folder:
         places += [Path(os.environ["MINISD_EMOJI"])] if "MINISD_EMOJI" in os.environ else []
         places += [Path("emoji"), here / "emoji", Path("~/.cache/minisd/emoji").expanduser()]
-        places += [parent / "shared" / "emoji" for parent in here.parents]
     for place in places:
         if [*place.glob("emoji*.npz")] and (place / "captions.jsonl").exists():
             return place
