@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.new("RGB", (64, 64), "orange").save("in.png")
+    (tmp_path / "minisd_file").touch()
     return tmp_path
 
 
@@ -202,7 +203,8 @@ def test_inpainting_by_transparency_and_mask(folder, capsys):
         (["txt2img", "fire", "-A", "ddim", "-s", "1000"], "1 to 999 steps"),
         (["txt2img", "(fire:2)"], "write (words)1.3"),
         (["txt2img", "fire", "--model", "sd-v9"], "no checkpoint is named sd-v9"),
-        (["txt2img", "fire", "-o", "in.png"], "it is a file"),
+        (["txt2img", "fire", "-o", "out.png"], "out.png should be a folder"),
+        (["txt2img", "fire", "-o", "minisd_file"], "it is a file"),
         (["txt2img", "fire", "--from", "in.png"], "no settings in it"),
         (["recall", "none.png"], "none.png"),
         (["paint"], "no command is named paint"),

@@ -19,8 +19,10 @@ def next_prefix(folder: Path) -> int:
 
 
 def open_folder(folder: str | Path) -> Path:
-    """The output folder, made if need be. Raises OSError that names it."""
+    """The output folder, made if need be. Raises OSError that names it, ValueError for a file."""
     folder = Path(folder)
+    if folder.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{folder} should be a folder: pictures are named by number and seed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
