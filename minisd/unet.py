@@ -76,6 +76,12 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, width)
 
 
+def as_many(x: Tensor, other: Tensor) -> Tensor:
+    """x again and again until its batch is the other's: (B, ...) -> (len(other), ...)."""
+    times = len(other) // len(x)
+    return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+
+
 class ResBlock(nn.Module):
     """Two convolutions, with the time added to every pixel in between."""
 
@@ -154,7 +160,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(c, eps=1e-5)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        x = as_many(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -171,7 +177,7 @@ class SpatialTransformer(nn.Module):
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+        return as_many(x, h) + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
@@ -242,8 +248,9 @@ class UNet(nn.Module):
         """eps (B, 4, h, w), the noise in x.
 
         x (B, 4, h, w) of variance 1: x / sqrt(sigma^2 + 1) in the loop's terms
-        t (B,) in 0..999, fractional or not
-        context (B, 77, c_context), the text states
+        t (B,) or (1,) in 0..999, fractional or not
+        context (B, 77, c_context), the text states; of 2B prompts it gives eps (2B, ...), and what
+            comes before the first look at the words is worked out once for both (fast.py)
         """
         dtype = self.out[2].weight.dtype
         time = self.time_embed(
@@ -255,5 +262,5 @@ class UNet(nn.Module):
             skips.append(h)
         h = self.middle_block(h, time, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), time, context)
+            h = block(torch.cat([h, as_many(skips.pop(), h)], dim=1), time, context)
         return self.out(h).to(x.dtype)

@@ -11,9 +11,44 @@ from minisd import fast
 PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_strips_have_no_seams(monkeypatch, dtype, tolerance, packed):
+    """Of the largest value, in a picture of several strips: rounding, and bfloat16's."""
+    sd, rng = minisd.load(dtype=dtype), torch.Generator().manual_seed(1)
+    z, image = torch.randn(2, 4, 24, 20, generator=rng), torch.rand(1, 3, 112, 96, generator=rng)
+    before = sd.vae.decode(z), sd.vae.moments(image)
+    monkeypatch.setattr(fast, "STRIP", 1 << 14)
+    assert len(fast.strips(torch.empty(1, 32, 112, 96))) == 7
+    if packed:
+        fast.pack(sd)
+    fast.work_in_strips(sd)
+    for a, b in zip(before, (sd.vae.decode(z), sd.vae.moments(image))):
+        assert (a - b).abs().max() <= tolerance * a.abs().max()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_halves_that_are_the_same_are_worked_out_once(others):
+    """The first convolution sees one x; where the halves differ, or the times, it sees both."""
+    sd, sizes = minisd.load(), []
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(2)).repeat(2, 1, 1, 1)
+    x[0] += others
+    t, context = (
+        torch.full((4,), 500.0),
+        torch.cat([sd.text_states("")] * 2 + [sd.text_states("fire")] * 2),
+    )
+    with torch.inference_mode():
+        before = sd.unet(x, t, context)
+        fast.pack(sd)
+        sd.unet.input_blocks[0].register_forward_hook(lambda *a: sizes.append(len(a[2])))
+        after = sd.unet(x, t, context)
+    assert sizes == [4 if others else 2]
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_packed_weights_change_rounding_alone(dtype, tolerance):
-    """Sums run in another order: float32 rounding, and bfloat16's, grown over four steps."""
+    """Sums run in another order: rounding, 1e-7 or 4e-3, grown by guidance over four steps."""
     settings = {"steps": 6, "strength": 0.7, "guidance": 4, "seed": 5}
     sd = minisd.load(dtype=dtype)
     before = minisd.img2img(sd, "fire", PICTURE, **settings).latent

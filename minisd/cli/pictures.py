@@ -88,6 +88,12 @@ class Studio:
             # So small a layer takes less time than handing it to threads, which wait for each
             # other: one thread is as fast, and on a busy machine many times faster.
             torch.set_num_threads(1)
+        else:
+            from minisd import fast
+
+            fast.work_in_strips(sd)
+            if sd.device.type == "cpu":
+                fast.pack(sd)
         # Hashing a large file takes seconds: meanwhile, draw.
         self.hash: Future[str] = ThreadPoolExecutor(1).submit(metadata.sha256, sd.path)
         print(f"model: {sd.name} ({sd.path.name}), {self.dtype} on {sd.device}")
