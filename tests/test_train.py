@@ -171,15 +171,17 @@ def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
         torch.manual_seed(0)
         state = loop.State(nn.ModuleDict({"layer": nn.Linear(8, 1)}))
         if (path := folder / "autoencoder.pt").exists():
-            state.load(path, profile.facts())
+            state.load(path, profile.facts("autoencoder"))
 
-        def loss_of(step: int) -> dict[str, torch.Tensor]:
+        def losses_of(step: int) -> dict[str, torch.Tensor]:
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             x = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
-            return {"loss": (state.model["layer"](x) - x[:, :1]).square().mean()}
+            loss = (state.model["layer"](x) - x[:, :1]).square().mean()
+            loss.backward()
+            return {"loss": loss}
 
-        loop.train("autoencoder", state, loss_of, profile, folder, profile.facts())
+        loop.train("autoencoder", state, losses_of, profile, folder, profile.facts("autoencoder"))
         return state.average["layer"].weight
 
     with pytest.raises(loop.Stopped, match="saved at step 6"):

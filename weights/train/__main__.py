@@ -36,7 +36,6 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
         "--minutes", type=float, nargs=2, metavar=("A", "D"), help="of autoencoder and diffusion"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile, for CUDA")
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="FILE", help="go on from an exported file"
     )
@@ -68,16 +67,15 @@ def main(argv: list[str] | None = None) -> Path:
         vae.load_state_dict(took_up["vae"])
         vae = vae.to(device).requires_grad_(False).eval()
     else:
-        vae = train_autoencoder(train, profile, folder, args.seed, args.compile)
+        vae = train_autoencoder(train, profile, folder, args.seed)
     shown = on_white(held.rgba[:32])
     reconstructions(vae, shown, folder / "reconstructions.png")
 
+    train = train.take(np.flatnonzero(data.labelled(train.rows, profile.concepts)))
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
     some = [picture(image) for image in on_white(train.rgba[:: max(1, len(train.rows) // 200)])]
     del pack, train
-    models, trained, stopped = train_diffusion(
-        cache, profile, folder, args.seed, device, took_up, args.compile
-    )
+    models, trained, stopped = train_diffusion(cache, profile, folder, args.seed, device, took_up)
     path = folder / "model.safetensors"
     sd = export(path, vae, models, profile, trained, some)
     sheet = [minisd.txt2img(sd, p, steps=10, guidance=4, seed=1).image for p in PROMPTS]

@@ -45,7 +45,7 @@ def distance(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Both(nn.Module):
-    """Encode, draw from the posterior, decode: one call, so that it compiles as one."""
+    """Encode, draw from the posterior, decode."""
 
     def __init__(self, vae: VAE):
         super().__init__()
@@ -59,24 +59,23 @@ class Both(nn.Module):
         return self.vae.decode(SCALE * z), kl, (mean**2).mean().sqrt()
 
 
-def train_autoencoder(
-    pack: Pack, profile: Profile, folder: Path, seed: int, compiled: bool = False
-) -> VAE:
+def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> VAE:
     """Trained, averaged, and its latents brought to variance 1; `folder` keeps the state."""
     device = pack.rgba.device
     torch.manual_seed(seed)
     both = Both(new_vae(profile)).to(device)
     if profile.channels_last and device.type == "cuda":
         both.to(memory_format=torch.channels_last)
-    state, facts = loop.State(both), profile.facts() | {"seed": seed, "pictures": len(pack.rows)}
+    state, facts = (
+        loop.State(both),
+        profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)},
+    )
     if (path := folder / "autoencoder.pt").exists():
         state.load(path, facts)
-    if compiled:
-        both.compile()
     stylist, batch = Stylist(pack.rows), profile.autoencoder.batch
     shape = (batch, 4, *[profile.size // both.vae.factor] * 2)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def losses_of(step: int) -> dict[str, Tensor]:
         which = order(len(pack.rows), seed, step, batch)
         image = draw(pack, which, stylist(which, np.random.default_rng([seed, 1, step])))
         rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
@@ -85,9 +84,11 @@ def train_autoencoder(
             found, kl, _ = both(image, noise)
         far = distance(found.float(), image)
         psnr = 10 * torch.log10(4 / F.mse_loss(found.detach().float(), image))
-        return {"loss": far + KL * kl, "kl": kl.detach(), "dB": psnr}
+        loss = far + KL * kl
+        loss.backward()
+        return {"loss": loss, "kl": kl, "dB": psnr}
 
-    loop.train("autoencoder", state, loss_of, profile, folder, facts)
+    loop.train("autoencoder", state, losses_of, profile, folder, facts)
     vae = state.average.vae
     which = order(len(pack.rows), seed, 0, min(1024, len(pack.rows)))
     looks = stylist(which, np.random.default_rng([seed, 2]))

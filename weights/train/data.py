@@ -154,6 +154,16 @@ def split(rows: list[dict], share: float = 0.05) -> np.ndarray:
     return np.array([part(row) for row in rows])
 
 
+def labelled(rows: list[dict], name: str | None) -> np.ndarray:
+    """(N,) bool: rows whose label is a line of the file `name` beside this one; None: all."""
+    if name is None:
+        return np.ones(len(rows), bool)
+    labels = set((Path(__file__).parent / name).read_text(encoding="utf-8").splitlines())
+    if unknown := labels - {row["text"] for row in rows}:
+        raise SystemExit(f"{name}: no pictures of {', '.join(sorted(unknown))}")
+    return np.array([row["text"] in labels for row in rows])
+
+
 def order(n: int, seed: int, step: int, batch: int) -> np.ndarray:
     """(batch,) indices of this step: every one of the n once an epoch, in an order of its own."""
     places = step * batch + np.arange(batch)

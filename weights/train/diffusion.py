@@ -15,7 +15,6 @@ captions.
 """
 
 import hashlib
-from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 
@@ -104,7 +103,6 @@ def train_diffusion(
     seed: int,
     device: torch.device,
     start: dict | None = None,
-    compiled: bool = False,
 ) -> tuple[nn.ModuleDict, dict, loop.Stopped | None]:
     """The averaged UNet and text encoder, how far they came (step, seconds), and whether it was
     asked to stop: what there is can be exported all the same.
@@ -120,15 +118,15 @@ def train_diffusion(
     models.to(device)
     if profile.channels_last and device.type == "cuda":
         models["unet"].to(memory_format=torch.channels_last)
-    state, facts = loop.State(models), profile.facts() | {"seed": seed, **cache["made_of"]}
+    state, facts = (
+        loop.State(models),
+        profile.facts("diffusion") | {"seed": seed, **cache["made_of"]},
+    )
     if start:
         state.step = state.first_step = start["step"]
         state.seconds = start["seconds"]
     if (path := folder / "diffusion.pt").exists():
         state.load(path, facts)
-    if compiled:
-        models["unet"].compile()
-        models["text_encoder"].compile()
 
     latents, tokens = cache["latents"].to(device), cache["tokens"].to(device)
     n, v, batch = len(latents), latents.shape[1], profile.diffusion.batch
@@ -136,7 +134,13 @@ def train_diffusion(
     # On the CPU plain softmax attention is faster to train than the fused one at heads this narrow.
     cpu = device.type == "cpu"
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def loss_of(*batch: Tensor) -> dict[str, Tensor]:
+        # Each part's own casts of the weights: the cache of autocast is not for several threads.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=not cpu):
+            loss, plain = eps_loss(models, *batch)
+        return {"loss": loss, "mse": plain}
+
+    def losses_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 4, step])
         which = torch.from_numpy(order(n, seed, step, batch)).to(device)
         # The plain variant as often as all others together with it would make a third.
@@ -151,14 +155,17 @@ def train_diffusion(
         noise_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         x0 = latents[which, variant].float()
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
-        plain_softmax = sdpa_kernel(SDPBackend.MATH) if cpu else nullcontext()
-        with torch.autocast(device.type, torch.bfloat16), plain_softmax:
-            loss, plain = eps_loss(models, x0, ids, t.to(device), noise)
-        return {"loss": loss, "mse": plain.detach()}
+        everything = [x0, ids, t.to(device), noise]
+        if cpu:
+            with sdpa_kernel(SDPBackend.MATH):
+                return loop.side_by_side(loss_of, [*models.parameters()], everything)
+        losses = loss_of(*everything)
+        losses["loss"].backward()
+        return losses
 
     stopped = None
     try:
-        loop.train("diffusion", state, loss_of, profile, folder, facts)
+        loop.train("diffusion", state, losses_of, profile, folder, facts)
     except loop.Stopped as asked:
         stopped = asked
     return state.average, {"step": state.step, "seconds": round(state.seconds)}, stopped

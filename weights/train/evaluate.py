@@ -34,8 +34,10 @@ from minisd.images import open_image, resize, to_tensor
 from weights.train import data
 from weights.train.__main__ import on_white
 from weights.train.autoencoder import reconstructions
+from weights.train.export import training
 from weights.train.features import Space
 from weights.train.pictures import Stylist, draw
+from weights.train.profiles import PROFILES
 
 MAIN = ("fluent 3d", "fluent color", "fluent flat", "noto", "fluent mono")
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -299,10 +301,13 @@ def main(argv: list[str] | None = None) -> dict:
     sd = minisd.load(settings.weights, device=settings.device)
     pack = data.read(data.find(settings.data), sd.native_size, settings.device)
     parts = data.split(pack.rows)
+    held = pack.take(np.flatnonzero(parts == "held"))
+    profile = PROFILES.get(training(sd.path).get("profile"))
+    learned = data.labelled(pack.rows, profile.concepts if profile else None)
+    pack, parts = pack.take(np.flatnonzero(learned)), parts[learned]
     train = pack.take(np.flatnonzero(parts == "train"))
     white = [(on_white(some) + 1) / 2 for some in train.rgba.split(1024)]
     space = Space(torch.cat(white), [row["codepoint"] for row in train.rows])
-    held = pack.take(np.flatnonzero(parts == "held"))
     del train, white
     found = {"weights": sd.path.name, "name": sd.name}
     found |= {key: getattr(settings, key) for key in ("steps", "sampler", "guidance")}

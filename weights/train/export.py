@@ -58,11 +58,16 @@ def export(
     return write()
 
 
+def training(path: Path) -> dict:
+    """What an exported file says of its training: profile, step, seconds; {} of other files."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("minisd", "{}")).get("train", {})
+
+
 def take_up(path: Path) -> dict:
     """What an exported file knows of its training, to go on from: state dicts of its parts in
     float32, step, seconds."""
-    with safe_open(path, "pt") as file:
-        trained = json.loads((file.metadata() or {}).get("minisd", "{}")).get("train", {})
+    trained = training(path)
     if not {"step", "seconds"} <= set(trained):
         raise SystemExit(f"{path} was not exported by weights.train")
     sd = minisd.load(path)

@@ -33,13 +33,16 @@ class Profile:
     variants: int  # pictures made of each emoji picture, for the cache of latents
     heads: int = 4
     captions: int = 4  # for each variant
+    concepts: str | None = None  # file of the labels that stage 2 learns; None: all
     channels_last: bool = False
 
-    def facts(self) -> dict[str, Any]:
-        """What must agree for a stopped run to go on: all but the minutes."""
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What must agree for a stopped stage to go on: all that bears on it but the minutes."""
         facts = asdict(self)
-        for stage in ("autoencoder", "diffusion"):
-            del facts[stage]["minutes"]
+        for name in ("autoencoder", "diffusion"):
+            del facts[name]["minutes"]
+        if stage == "autoencoder":
+            facts = {name: facts[name] for name in ("name", "size", "vae", "autoencoder")}
         return facts
 
 
@@ -59,7 +62,7 @@ PROFILES = {
         variants=16,
         channels_last=True,
     ),
-    # 18.6 M. For two cores and a night, or many stretches.
+    # 18.6 M. For two cores: fewer things, for it is words that take long to learn.
     "cpu": Profile(
         "cpu",
         size=64,
@@ -68,8 +71,9 @@ PROFILES = {
         attention=(1, 2),
         text=(96, 3),
         autoencoder=Stage(batch=16, lr=1e-3, minutes=40, warmup=50),
-        diffusion=Stage(batch=64, lr=8e-4, minutes=300),
+        diffusion=Stage(batch=128, lr=1e-3, minutes=300, average=0.998),
         variants=6,
+        concepts="everyday.txt",
     ),
     # A toy for the tests.
     "quick": Profile(
