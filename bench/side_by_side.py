@@ -4,9 +4,10 @@
     python bench/side_by_side.py [--model FILE] [--device cuda] [--dtype float32,bfloat16] [--quick]
 
 Each line is timed in pairs, first one then the other. Told are the medians, the middle of the
-pairs' ratios (above 1: minisd is faster), their spread, and how far the two results are apart. The
-machine's own ceiling is measured in the same run. Without FILE, weights of SD 1.x's size are made
-on the spot: speed does not depend on what they are.
+pairs' ratios (above 1: minisd is faster), their spread, minisd's first call over its later ones,
+the share of the machine's own rate of matrix products, measured in the same run, that both reach,
+and how far the two results are apart. Without FILE, weights of SD 1.x's size are made on the spot:
+speed does not depend on what they are.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -36,7 +38,10 @@ from minisd import fast
 from minisd.checkpoint import PREFIXES
 from minisd.guidance import guided
 from minisd.schedule import sigma_to_t
+from minisd.unet import UNet
 from tests.conftest import manifest
+
+UNITS = {"matrix product": "TFLOP/s", "3x3 convolution": "TFLOP/s", "copy": "GB/s"}
 
 
 def main() -> None:
@@ -48,16 +53,27 @@ def main() -> None:
         path = Path(args.model) if args.model else make_weights(Path(folder) / "sd.safetensors")
         for name in args.dtype.split(","):
             dtype = getattr(torch, name)
-            print(f"\n{name}: " + ", ".join(f"{k} {v}" for k, v in ceiling(device, dtype).items()))
-            print(f"{'':24} {'minisd':>9} {'diffusers':>9} {'ratio':>6}  {'spread':13} apart")
+            rates = ceiling(device, dtype)
+            print(f"\n{name}: " + ", ".join(f"{k} {v:.2f} {UNITS[k]}" for k, v in rates.items()))
+            print(
+                f"{'':28} {'minisd':>9} {'diffusers':>9} {'ratio':>6}  {'spread':13}"
+                f"{'first':>6}  {'share':12} apart"
+            )
             for row in compare(path, device, dtype, args):
+                work = row.get("tflop", 0) / rates["matrix product"]
+                row["shares"] = [work / row[key] for key in ("minisd", "diffusers")]
                 rows.append({"dtype": name, **row})
                 spread = f"{row['low']:.2f} to {row['high']:.2f}"
                 times = f"{seconds(row['minisd'])} {seconds(row['diffusers'])}"
-                tail = f"{row['ratio']:6.2f}  {spread:13} {row['apart']:.0e}"
-                print(f"{row['what']:24} {times} {tail}")
+                share = "{:.2f} and {:.2f}".format(*row["shares"]) if work else ""
+                first = f"{row['first']:5.1f}x" if row["first"] else ""
+                tail = f"{row['ratio']:6.2f}  {spread:13}{first:>6}  {share:13} {row['apart']:.0e}"
+                print(f"{row['what']:28} {times} {tail}", flush=True)
+            rows.append({"dtype": name, "ceiling": rates})
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
+        facts = {"machine": machine(device), "torch": torch.__version__}
+        facts["diffusers"] = version("diffusers")
+        Path(args.json).write_text(json.dumps({**facts, "rows": rows}, indent=1))
 
 
 def arguments() -> argparse.Namespace:
@@ -66,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32,bfloat16", help="one or more, with commas")
     parser.add_argument("--sizes", default="256,384,512", help="pixels a side, with commas")
+    parser.add_argument("--batches", default="1", help="pictures in a UNet call, with commas")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plain", action="store_true", help="without minisd.fast")
@@ -88,7 +105,9 @@ def compare(path: Path, device: torch.device, dtype: torch.dtype, args: argparse
     theirs = time.perf_counter() - start
     if not args.plain:
         start = time.perf_counter()
-        fast.pack(sd)
+        fast.work_in_strips(sd)
+        if device.type == "cpu":
+            fast.pack(sd)
         print(f"(packing took {time.perf_counter() - start:.1f} s)")
     yield row("load, once", [ours], [theirs], 0.0)
 
@@ -103,19 +122,30 @@ def compare(path: Path, device: torch.device, dtype: torch.dtype, args: argparse
         )
         states = sd.text_encoder(tokens)
         for size in map(int, args.sizes.split(",")):
-            for what, mine, others in stages(sd, unet, vae, states, size, device, dtype):
+            for batch in map(int, args.batches.split(",")):
+                found = unet_call(sd, unet, states, size, batch, device, dtype)
+                name = f"guided UNet call, {size}" + f", batch {batch}" * (batch > 1)
+                tflop = batch * guided_tflop(size)
+                yield {**pair(name, device, args.pairs, *found), "tflop": tflop}
+            for what, mine, others in autoencoder(sd, vae, size, device, dtype):
                 yield pair(f"{what}, {size}", device, args.pairs, mine, others)
             if args.runs:
                 yield whole_run(sd, (text, unet, vae), size, device, dtype, args.pairs)
 
 
-def stages(sd, unet, vae, states: torch.Tensor, size: int, device, dtype):
-    """(name, minisd's, diffusers') of what a run does, at sigma 3 and guidance 7.5."""
+def guided_tflop(size: int) -> float:
+    """Of the textbook call, all of it for both prompts: 1.354 at 512."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UNet()(torch.empty(2, 4, size // 8, size // 8), torch.empty(2), torch.empty(2, 77, 768))
+    return counter.get_total_flops() / 1e12
+
+
+def unet_call(sd, unet, states: torch.Tensor, size: int, batch: int, device, dtype):
+    """minisd's and diffusers', at sigma 3 and guidance 7.5."""
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 4, size // 8, size // 8, generator=rng).to(device)
-    image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
+    x = torch.randn(batch, 4, size // 8, size // 8, generator=rng).to(device)
     predict = guided(sd.unet, states[:1], states[1:], 7.5)
-    both = torch.cat([states[1:], states[:1]]).to(dtype)
+    both = states.flip(0).repeat_interleave(batch, dim=0).to(dtype)
 
     def their_eps() -> torch.Tensor:
         x_in = (x / (3.0**2 + 1) ** 0.5).to(dtype).repeat(2, 1, 1, 1)
@@ -123,13 +153,20 @@ def stages(sd, unet, vae, states: torch.Tensor, size: int, device, dtype):
         eps_uncond, eps_cond = eps.chunk(2)
         return eps_uncond + 7.5 * (eps_cond - eps_uncond)
 
+    return lambda: predict(x, 3.0), their_eps
+
+
+def autoencoder(sd, vae, size: int, device, dtype):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, size // 8, size // 8, generator=rng).to(device)
+    image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
+
     def their_moments() -> torch.Tensor:
         return vae.encode(image.to(dtype)).latent_dist.parameters.float()
 
     def their_image() -> torch.Tensor:
         return vae.decode((x / 0.18215).to(dtype)).sample.float()
 
-    yield "guided UNet call", lambda: predict(x, 3.0), their_eps
     yield "encode", lambda: sd.vae.moments(image), their_moments
     yield "decode", lambda: sd.vae.decode(x), their_image
 
@@ -171,7 +208,10 @@ def whole_run(sd, theirs, size: int, device, dtype, pairs: int) -> dict[str, Any
 
 
 def pair(what: str, device, pairs: int, ours: Callable, theirs: Callable) -> dict[str, Any]:
-    a, b = ours(), theirs()  # once, not counted
+    start = time.perf_counter()
+    a = ours()  # once, not counted
+    first = time.perf_counter() - start
+    b = theirs()
     apart = ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs):
@@ -183,10 +223,12 @@ def pair(what: str, device, pairs: int, ours: Callable, theirs: Callable) -> dic
             if device.type == "cuda":
                 torch.cuda.synchronize()
             into.append(time.perf_counter() - start)
-    return row(what, *times, apart)
+    return row(what, *times, apart, first)
 
 
-def row(what: str, ours: list[float], theirs: list[float], apart: float) -> dict[str, Any]:
+def row(
+    what: str, ours: list[float], theirs: list[float], apart: float, first: float = 0.0
+) -> dict[str, Any]:
     ratios = [b / a for a, b in zip(ours, theirs)]
     return {
         "what": what,
@@ -195,6 +237,7 @@ def row(what: str, ours: list[float], theirs: list[float], apart: float) -> dict
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
+        "first": first / statistics.median(ours),
         "apart": apart,
     }
 
@@ -203,7 +246,7 @@ def seconds(value: float) -> str:
     return f"{value * 1000:6.0f} ms" if value < 10 else f"{value:7.1f} s"
 
 
-def ceiling(device, dtype) -> dict[str, str]:
+def ceiling(device, dtype) -> dict[str, float]:
     """What the machine does of the two things that a UNet call is made of, and of copying."""
 
     def best(run: Callable, n: int = 5) -> float:
@@ -227,11 +270,7 @@ def ceiling(device, dtype) -> dict[str, str]:
         conv = 2 * 2 * 640 * 640 * 9 * 32 * 32 / best(lambda: F.conv2d(x, w, padding=1)) / 1e12
         big = torch.empty(1 << 27, dtype=torch.uint8, device=device)
         copy = 2 * (1 << 27) / best(big.clone) / 1e9
-    return {
-        "matrix product": f"{matrix:.2f} TFLOP/s",
-        "3x3 convolution": f"{conv:.2f} TFLOP/s",
-        "copy": f"{copy:.1f} GB/s",
-    }
+    return {"matrix product": matrix, "3x3 convolution": conv, "copy": copy}
 
 
 def machine(device) -> str:

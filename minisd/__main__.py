@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
 from minisd.cli import in_words
 
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"minisd: no command is named {command}; there are {known}", file=sys.stderr)
         return 2
 
+    # einops 0.8.2 compares versions as text, takes torch 2.13 for older than 2.8, and imports
+    # torch._dynamo for it (0.7 s). What it would set up there is not needed from 2.8 on.
+    sys.modules.setdefault("einops._torch_specific", ModuleType("einops._torch_specific"))
     module, about = COMMANDS.get(command, PROMPT)
     parser = argparse.ArgumentParser(prog=f"minisd {command}".strip(), description=about)
     warnings.showwarning = say_warning

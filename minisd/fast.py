@@ -3,13 +3,14 @@
     sd = minisd.load("sd-v1-4.ckpt", dtype=torch.bfloat16)
     minisd.fast.pack(sd)             # CPUs: weights laid out once as oneDNN wants them
     minisd.fast.work_in_strips(sd)   # large pictures: the autoencoder, some rows at a time
+    minisd.fast.compile(sd)          # GPUs and long series: PyTorch's own compiler
 
 PyTorch's convolutions and matrix products run on oneDNN, which wants weights in blocks of its own
 and rearranges them at each call: 1.7 GB for a UNet call in bfloat16. `pack` has that done once, for
 convolutions at the first call, since the best blocks depend on the picture's size. The models lose
 their state dict by it: load again to save, to train, or to move to another device.
 
-The arithmetic of both is the same; sums may run in another order, which is all that changes.
+The arithmetic of all is the same; sums may run in another order, which is all that changes.
 """
 
 from functools import partial
@@ -71,6 +72,15 @@ def pack(sd: StableDiffusion) -> None:
                 elif type(child) is nn.Linear:
                     setattr(parent, name, PackedLinear(child))
     sd.unet.register_forward_pre_hook(once)
+
+
+def compile(sd: StableDiffusion, **options: object) -> None:
+    """Have torch.compile make the UNet anew, in place, for the sizes that it then meets.
+
+    That takes minutes at the first call of each size (bench/README.md has figures). Options are
+    torch.compile's: `mode="reduce-overhead"` runs by CUDA graphs.
+    """
+    sd.unet.compile(**{"dynamic": False, **options})
 
 
 def work_in_strips(sd: StableDiffusion) -> None:

@@ -56,3 +56,15 @@ def test_packed_weights_change_rounding_alone(dtype, tolerance):
     after = minisd.img2img(sd, "fire", PICTURE, **settings).latent
     assert (after - before).norm() <= tolerance * before.norm()
     assert not any(type(m) in (torch.nn.Conv2d, torch.nn.Linear) for m in sd.unet.modules())
+
+
+def test_compiled_unet_computes_the_same():
+    """Its graph, run by PyTorch's own operations: what generated code does is its makers' to test.
+    One graph, without a break."""
+    sd = minisd.load()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    given = x, torch.tensor([10.0, 900.0]), sd.text_states("fire").repeat(2, 1, 1)
+    with torch.inference_mode():
+        before = sd.unet(*given)
+        fast.compile(sd, backend="eager", fullgraph=True)
+        assert torch.allclose(sd.unet(*given), before, atol=1e-5)

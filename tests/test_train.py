@@ -163,7 +163,7 @@ def test_scale_is_folded_into_the_weights(pack: data.Pack) -> None:
 
 def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
     stage = profiles.Stage(batch=4, lr=1e-2, minutes=1, steps=12, warmup=3, average=0.9)
-    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), stage, stage, 1)
+    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), stage, stage, stage, 1)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def run(folder: Path, stop_at: int | None) -> torch.Tensor:

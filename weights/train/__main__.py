@@ -17,10 +17,10 @@ from PIL import Image
 
 import minisd
 from weights.train import data
-from weights.train.autoencoder import reconstructions, train_autoencoder
+from weights.train.autoencoder import reconstructions, train_autoencoder, train_decoder
 from weights.train.diffusion import encode_all, train_diffusion
 from weights.train.export import export, take_up
-from weights.train.profiles import PROFILES, new_vae
+from weights.train.profiles import PROFILES, STAGES, new_vae
 
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
 
@@ -33,7 +33,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PROFILE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--minutes", type=float, nargs=2, metavar=("A", "D"), help="of autoencoder and diffusion"
+        "--minutes", type=float, nargs=3, metavar=("A", "B", "C"), help=f"of {', '.join(STAGES)}"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parsed(argv)
     profile, device = PROFILES[args.profile], torch.device(args.device)
     if args.minutes:
-        stages = zip(("autoencoder", "diffusion"), args.minutes)
+        stages = zip(STAGES, args.minutes)
         profile = replace(
             profile, **{s: replace(getattr(profile, s), minutes=m) for s, m in stages}
         )
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> Path:
         vae = vae.to(device).requires_grad_(False).eval()
     else:
         vae = train_autoencoder(train, profile, folder, args.seed)
+        train_decoder(train, vae, profile, folder, args.seed)
     shown = on_white(held.rgba[:32])
     reconstructions(vae, shown, folder / "reconstructions.png")
 

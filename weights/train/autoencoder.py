@@ -1,4 +1,4 @@
-"""Stage 1, the autoencoder: pictures to latents a twelfth the size, and back.
+"""Stage 1, the autoencoder: pictures to latents a twelfth the size, and back; then more decoder.
 
 The loss is L1, of the pictures and of their slopes at four scales, and a little KL.
 
@@ -11,6 +11,7 @@ The loss is L1, of the pictures and of their slopes at four scales, and a little
   come back sharp without one, and it doubles the time of a step.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,12 +90,49 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
         return {"loss": loss, "kl": kl, "dB": psnr}
 
     loop.train("autoencoder", state, losses_of, profile, folder, facts)
-    vae = state.average.vae
+    vae = state.average.vae.requires_grad_(False)
     which = order(len(pack.rows), seed, 0, min(1024, len(pack.rows)))
     looks = stylist(which, np.random.default_rng([seed, 2]))
     images = [draw(pack, some, part) for some, part in pieces(which, looks, 64)]
     fold_scale(vae, images)
     return vae
+
+
+def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: int) -> None:
+    """The decoder for some time more, in place, with the latents as they are: nothing that was
+    learned of them is lost, so it can be done at any time, after the UNet too. (SD's own decoder
+    was made better so: vae-ft-mse.)"""
+    device = pack.rgba.device
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    state = loop.State(half.requires_grad_(True))
+    facts = profile.facts("decoder") | {"seed": seed, "latents": latents_hash(vae)}
+    if (path := folder / "decoder.pt").exists():
+        state.load(path, facts)
+    stylist, batch = Stylist(pack.rows), profile.decoder.batch
+
+    def losses_of(step: int) -> dict[str, Tensor]:
+        which = order(len(pack.rows), seed + 1, step, batch)
+        image = draw(pack, which, stylist(which, np.random.default_rng([seed, 5, step])))
+        with torch.no_grad():
+            z = vae.encode(image)
+        with torch.autocast(device.type, torch.bfloat16):
+            found = vae.decode(z)
+        loss = distance(found.float(), image)
+        loss.backward()
+        return {"loss": loss, "dB": 10 * torch.log10(4 / F.mse_loss(found.float(), image))}
+
+    loop.train("decoder", state, losses_of, profile, folder, facts)
+    half.load_state_dict(state.average.state_dict())
+    half.requires_grad_(False)
+
+
+def latents_hash(vae: VAE) -> str:
+    """Of the weights that make latents."""
+    digest = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndarray, Looks]]:

@@ -14,7 +14,6 @@ encoded once and kept in a file: each picture in several variants (pictures.py),
 captions.
 """
 
-import hashlib
 from pathlib import Path
 from random import Random
 
@@ -28,7 +27,7 @@ from minisd.schedule import ABAR
 from minisd.tokenizer import END, LENGTH, START
 from minisd.vae import VAE
 from weights.train import loop
-from weights.train.autoencoder import pieces
+from weights.train.autoencoder import latents_hash, pieces
 from weights.train.captions import Words, caption, synonyms
 from weights.train.data import Pack, order
 from weights.train.pictures import Stylist, draw
@@ -36,13 +35,6 @@ from weights.train.profiles import Profile, new_unet_and_text
 
 MAX_SNR = 5.0
 EMPTY = 0.1
-
-
-def weights_hash(vae: VAE) -> str:
-    digest = hashlib.sha256()
-    for tensor in vae.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -53,7 +45,7 @@ def encode_all(pack: Pack, vae: VAE, profile: Profile, path: Path, seed: int) ->
     Variant 0 is the plain picture, or almost.
     """
     n, v = len(pack.rows), profile.variants
-    made_of = {"vae": weights_hash(vae), "n": n, "variants": v, "seed": seed}
+    made_of = {"vae": latents_hash(vae), "n": n, "variants": v, "seed": seed}
     if path.exists():
         kept = torch.load(path, map_location="cpu", weights_only=True)
         if kept["made_of"] == made_of:

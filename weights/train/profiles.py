@@ -9,6 +9,8 @@ from minisd.text_encoder import TextEncoder
 from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
 
+STAGES = ("autoencoder", "decoder", "diffusion")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -29,6 +31,7 @@ class Profile:
     attention: tuple[int, ...]  # levels with transformers, 0 at the latent's full size
     text: tuple[int, int]  # width, layers
     autoencoder: Stage
+    decoder: Stage
     diffusion: Stage
     variants: int  # pictures made of each emoji picture, for the cache of latents
     heads: int = 4
@@ -39,10 +42,11 @@ class Profile:
     def facts(self, stage: str) -> dict[str, Any]:
         """What must agree for a stopped stage to go on: all that bears on it but the minutes."""
         facts = asdict(self)
-        for name in ("autoencoder", "diffusion"):
+        for name in STAGES:
             del facts[name]["minutes"]
-        if stage == "autoencoder":
-            facts = {name: facts[name] for name in ("name", "size", "vae", "autoencoder")}
+        if stage != "diffusion":
+            return {name: facts[name] for name in ("name", "size", "vae", stage)}
+        del facts["autoencoder"], facts["decoder"]
         return facts
 
 
@@ -57,8 +61,9 @@ PROFILES = {
         unet=(96, 160, 192),
         attention=(1, 2),
         text=(96, 3),
-        autoencoder=Stage(batch=256, lr=1e-3, minutes=8, average=0.9995),
-        diffusion=Stage(batch=512, lr=1e-3, minutes=18, warmup=500, average=0.9995),
+        autoencoder=Stage(batch=256, lr=1e-3, minutes=7, average=0.9995),
+        decoder=Stage(batch=256, lr=5e-4, minutes=2),
+        diffusion=Stage(batch=512, lr=1e-3, minutes=17, warmup=500, average=0.9995),
         variants=16,
         channels_last=True,
     ),
@@ -71,6 +76,7 @@ PROFILES = {
         attention=(1, 2),
         text=(96, 3),
         autoencoder=Stage(batch=16, lr=1e-3, minutes=40, warmup=50),
+        decoder=Stage(batch=16, lr=5e-4, minutes=15, warmup=50),
         diffusion=Stage(batch=128, lr=1e-3, minutes=300, average=0.998),
         variants=6,
         concepts="everyday.txt",
@@ -84,6 +90,7 @@ PROFILES = {
         attention=(1,),
         text=(32, 1),
         autoencoder=Stage(batch=16, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
+        decoder=Stage(batch=16, lr=1e-3, minutes=1, steps=20, warmup=10, average=0.9),
         diffusion=Stage(batch=32, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
         variants=2,
     ),
