@@ -12,8 +12,10 @@ from minisd.attention import attention
 class Embeddings(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.token_embedding = nn.Embedding(49408, width)
-        self.position_embedding = nn.Embedding(77, width)
+        # Not nn.Embedding(49408, width): on the meta device its random start, which the file's
+        # weights replace anyway, imports torch._dynamo, and that takes 0.9 s.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(49408, width), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(77, width), freeze=False)
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, 77)
         return self.token_embedding(tokens) + self.position_embedding.weight  # (B, 77, C)
