@@ -23,6 +23,7 @@ from minisd.checkpoint import StableDiffusion
 from minisd.vae import ResnetBlock, Upsample
 
 STRIP = 1 << 23  # numbers in a strip: 32 MB in float32
+LARGE = 1 << 26  # numbers in a layer: of more, strips are made. SD's decoder has that many at 512
 
 
 class PackedConv2d(nn.Module):
@@ -118,22 +119,28 @@ def convolved(conv: nn.Module, x: Tensor, prepare, times: int = 1) -> Tensor:
 
 def normalised(norm: nn.GroupNorm, x: Tensor):
     """strip -> silu(norm(strip)), with the statistics of all of x."""
-    b, groups = len(x), norm.num_groups
-    sums = torch.zeros(2, b, groups, dtype=torch.float64, device=x.device)
+    b, c, h, _ = x.shape
+    found = []
     for first, last in strips(x):
-        some = x[:, :, first:last].reshape(b, groups, -1).double()
-        sums += torch.stack([some.sum(-1), some.square().sum(-1)])
-    mean, square = sums / (x[0].numel() // groups)
-    gain = (square - mean**2 + norm.eps).rsqrt().repeat_interleave(x.shape[1] // groups, dim=1)
-    mean = mean.repeat_interleave(x.shape[1] // groups, dim=1)
-    scale = norm.weight * gain  # (B, C)
-    shift = norm.bias - scale * mean
-    scale, shift = (y.float()[:, :, None, None] for y in (scale, shift))
-    return lambda strip: F.silu(torch.addcmul(shift, strip.float(), scale)).to(x.dtype)
+        some = x[:, :, first:last].reshape(b, norm.num_groups, -1).float()
+        var, mean = (y.double() for y in torch.var_mean(some, dim=-1, correction=0))
+        share = (last - first) / h
+        found.append(torch.stack([mean, var + mean**2]) * share)
+    mean, square = sum(found).repeat_interleave(c // norm.num_groups, dim=2)  # each (B, C)
+    mean, var = mean.float().flatten(), (square - mean**2).float().flatten()
+    weight, bias = (y.float().repeat(b) for y in (norm.weight, norm.bias))
+
+    def prepare(strip: Tensor) -> Tensor:  # what a batch norm does at inference, statistics given
+        y = F.batch_norm(
+            strip.reshape(1, b * c, *strip.shape[2:]), mean, var, weight, bias, eps=norm.eps
+        )
+        return F.silu(y, inplace=True).view_as(strip)
+
+    return prepare
 
 
 def block_in_strips(self: ResnetBlock, x: Tensor) -> Tensor:
-    if len(strips(x)) == 1:
+    if x.numel() <= LARGE:
         return ResnetBlock.forward(self, x)
     h = convolved(self.conv1, x, normalised(self.norm1, x))
     h = convolved(self.conv2, h, normalised(self.norm2, h))
@@ -143,6 +150,6 @@ def block_in_strips(self: ResnetBlock, x: Tensor) -> Tensor:
 
 
 def upsample_in_strips(self: Upsample, x: Tensor) -> Tensor:
-    if len(strips(x)) == 1:
+    if 4 * x.numel() <= LARGE:
         return Upsample.forward(self, x)
     return convolved(self.conv, x, lambda y: F.interpolate(y, scale_factor=2.0, mode="nearest"), 2)

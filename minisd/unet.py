@@ -79,7 +79,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 def as_many(x: Tensor, other: Tensor) -> Tensor:
     """x again and again until its batch is the other's: (B, ...) -> (len(other), ...)."""
     times = len(other) // len(x)
-    return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+    return x if times == 1 else torch.cat([x] * times)  # repeat would lose the memory layout
 
 
 class ResBlock(nn.Module):

@@ -19,6 +19,7 @@ def test_strips_have_no_seams(monkeypatch, dtype, tolerance, packed):
     z, image = torch.randn(2, 4, 24, 20, generator=rng), torch.rand(1, 3, 112, 96, generator=rng)
     before = sd.vae.decode(z), sd.vae.moments(image)
     monkeypatch.setattr(fast, "STRIP", 1 << 14)
+    monkeypatch.setattr(fast, "LARGE", 1 << 14)
     assert len(fast.strips(torch.empty(1, 32, 112, 96))) == 7
     if packed:
         fast.pack(sd)
