@@ -37,9 +37,10 @@ if which == "diffusers":
     text, unet, vae = side_by_side.load_diffusers(path, torch.device("cpu"), dtype)
 else:
     sd = minisd.load(path, dtype=dtype)
-    if which == "minisd":
+    if which == "minisd":  # as the command line does
         fast.work_in_strips(sd)
-        fast.pack(sd)
+        if dtype != torch.float32:
+            fast.pack(sd)
 loaded = status("VmRSS") - before
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (512, 512, 3), np.uint8))
@@ -54,7 +55,8 @@ with torch.inference_mode():
     else:
         scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        pipe = StableDiffusionImg2ImgPipeline(vae, text, None, unet, scheduler, None, None, False)
+        pipe = StableDiffusionImg2ImgPipeline(vae, None, None, unet, scheduler, None, None,
+            requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         pipe(image=picture, strength=1.0, prompt_embeds=states[:1].to(dtype), guidance_scale=7.5,
             negative_prompt_embeds=states[1:].to(dtype), num_inference_steps=2)

@@ -89,7 +89,7 @@ def work_in_strips(sd: StableDiffusion) -> None:
 
     Where a strip ends its neighbours' rows are read too, and a GroupNorm's mean and variance are
     taken over the whole picture first: no seams, unlike decoding tile by tile. What a decode holds
-    at once is then at most 2 GB in float32 at 1024x1024, and grows with the picture's area.
+    at once is then at most 3 GB in float32 at 1024x1024, and grows with the picture's area.
     """
     for module in sd.vae.modules():
         if isinstance(module, ResnetBlock):

@@ -92,7 +92,8 @@ class Studio:
             from minisd import fast
 
             fast.work_in_strips(sd)
-            if sd.device.type == "cpu":
+            # In float32 it gains a tenth, and the weights would no longer stay in the mapped file.
+            if sd.device.type == "cpu" and self.dtype != "float32":
                 fast.pack(sd)
         # Hashing a large file takes seconds: meanwhile, draw.
         self.hash: Future[str] = ThreadPoolExecutor(1).submit(metadata.sha256, sd.path)
