@@ -13,6 +13,8 @@ their state dict by it: load again to save, to train, or to move to another devi
 The arithmetic of all is the same; sums may run in another order, which is all that changes.
 """
 
+import ctypes
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -26,6 +28,12 @@ STRIP = 1 << 23  # numbers in a strip: 32 MB in float32
 LARGE = 1 << 26  # numbers in a layer: of more, strips are made. SD's decoder has that many at 512
 
 
+def give_back() -> None:
+    """What was freed, to the system: glibc would keep it, in pieces, half of the weights' size."""
+    with suppress(OSError, TypeError, AttributeError):  # systems that have another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PackedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -37,6 +45,7 @@ class PackedConv2d(nn.Module):
             reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
             packed = reorder(self.weight.to_mkldnn(), *self.geometry, x.shape)
             self.weight, self.packed = nn.Parameter(packed, requires_grad=False), True
+            give_back()
         conv = torch.ops.mkldnn._convolution_pointwise
         return conv(x, self.weight, self.bias, *self.geometry, "none", [], "")
 
@@ -73,6 +82,7 @@ def pack(sd: StableDiffusion) -> None:
                 elif type(child) is nn.Linear:
                     setattr(parent, name, PackedLinear(child))
     sd.unet.register_forward_pre_hook(once)
+    give_back()
 
 
 def compile(sd: StableDiffusion, **options: object) -> None:
