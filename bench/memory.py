@@ -24,8 +24,8 @@ import minisd, side_by_side
 from minisd import fast
 which, path, dtype, job = sys.argv[1:]
 dtype = getattr(torch, dtype)
-if which == "diffusers":
-    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+if which == "diffusers":  # its code too
+    import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img
 minisd.load().text_states("")  # code and the buffers of libraries are in memory now
 
 def status(key):
@@ -53,11 +53,7 @@ with torch.inference_mode():
         settings = dict(steps=2, strength=1.0, sampler="ddim", seed=0)
         minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
     else:
-        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-            clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        pipe = StableDiffusionImg2ImgPipeline(vae, None, None, unet, scheduler, None, None,
-            requires_safety_checker=False)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = side_by_side.img2img_pipeline(unet, vae)
         pipe(image=picture, strength=1.0, prompt_embeds=states[:1].to(dtype), guidance_scale=7.5,
             negative_prompt_embeds=states[1:].to(dtype), num_inference_steps=2)
 peak = status("VmHWM") - before

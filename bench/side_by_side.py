@@ -175,16 +175,9 @@ def autoencoder(sd, vae, size: int, device, dtype):
 def whole_run(sd, theirs, size: int, device, dtype, pairs: int) -> dict[str, Any]:
     """img2img, DDIM, 20 steps at strength 1, both from a picture to a picture. (diffusers' k_lms
     img2img computes something else, so DDIM it is; it runs the same timesteps.)"""
-    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    unet, vae = theirs
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
-    pipe = StableDiffusionImg2ImgPipeline(  # a text encoder would force its own dtype on all
-        vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = img2img_pipeline(*theirs)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()  # as minisd
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
     states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
@@ -305,6 +298,19 @@ def make_weights(path: Path) -> Path:
             state[key] = scale * z
     save_file(state, path)
     return path
+
+
+def img2img_pipeline(unet, vae):
+    """diffusers' img2img by DDIM on SD's schedule; it wants text states for prompts."""
+    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
+    pipe = StableDiffusionImg2ImgPipeline(  # a text encoder would force its own dtype on all
+        vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def load_diffusers(path: Path, device, dtype):

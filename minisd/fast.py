@@ -14,6 +14,7 @@ The arithmetic of all is the same; sums may run in another order, which is all t
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -63,7 +64,7 @@ class PackedLinear(nn.Module):
 
 def once(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Guidance asks with the same x twice. Up to the first look at the words both halves of that
-    batch are the same, a thirtieth of the work: hand on one."""
+    batch are the same, some 4 % of the work: hand on one."""
     x, t, context = given
     if len(x) % 2 or not torch.equal(*x.chunk(2)) or not (t == t[0]).all():
         return None
@@ -88,8 +89,8 @@ def pack(sd: StableDiffusion) -> None:
 def compile(sd: StableDiffusion, **options: object) -> None:
     """Have torch.compile make the UNet anew, in place, for the sizes that it then meets.
 
-    That takes minutes at the first call of each size (bench/README.md has figures). Options are
-    torch.compile's: `mode="reduce-overhead"` runs by CUDA graphs.
+    That takes minutes at the first call of each size. Options are torch.compile's:
+    `mode="reduce-overhead"` runs by CUDA graphs.
     """
     sd.unet.compile(**{"dynamic": False, **options})
 
@@ -114,7 +115,9 @@ def strips(x: Tensor) -> list[tuple[int, int]]:
     return [(i, min(i + rows, h)) for i in range(0, h, rows)]
 
 
-def convolved(conv: nn.Module, x: Tensor, prepare, times: int = 1) -> Tensor:
+def convolved(
+    conv: nn.Module, x: Tensor, prepare: Callable[[Tensor], Tensor], times: int = 1
+) -> Tensor:
     """conv(prepare(x)), 3x3, in strips; `prepare` may enlarge `times`."""
     h, out = x.shape[2], None
     for first, last in strips(x):
@@ -127,7 +130,7 @@ def convolved(conv: nn.Module, x: Tensor, prepare, times: int = 1) -> Tensor:
     return out
 
 
-def normalised(norm: nn.GroupNorm, x: Tensor):
+def normalised(norm: nn.GroupNorm, x: Tensor) -> Callable[[Tensor], Tensor]:
     """strip -> silu(norm(strip)), with the statistics of all of x."""
     b, c, h, _ = x.shape
     found = []

@@ -191,6 +191,27 @@ def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_parts_side_by_side_give_the_gradients_of_the_whole() -> None:
+    """Of a batch that does not divide evenly; float32 sums in another order."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)), torch.randn(5, 8)
+
+    def loss_of(some: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model(some).square().mean()}
+
+    whole = loss_of(x)["loss"]
+    wanted = torch.autograd.grad(whole, [*model.parameters()])
+    torch.set_num_threads(2)
+    try:
+        losses = loop.side_by_side(loss_of, [*model.parameters()], [x])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.allclose(losses["loss"], whole)
+    for parameter, gradient in zip(model.parameters(), wanted):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_toy_is_a_checkpoint_that_draws(toy: Path) -> None:
     sd = minisd.load(toy / "model.safetensors")
     assert (sd.name, sd.native_size, sd.multiple) == ("minisd emoji 32", 32, 8)

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 import minisd
+from minisd.images import to_tensor
 from weights.train import data
 from weights.train.autoencoder import reconstructions, train_autoencoder, train_decoder
 from weights.train.diffusion import encode_all, train_diffusion
 from weights.train.export import export, take_up
+from weights.train.pictures import sheet
 from weights.train.profiles import PROFILES, STAGES, new_vae
 
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
@@ -79,11 +81,8 @@ def main(argv: list[str] | None = None) -> Path:
     models, trained, stopped = train_diffusion(cache, profile, folder, args.seed, device, took_up)
     path = folder / "model.safetensors"
     sd = export(path, vae, models, profile, trained, some)
-    sheet = [minisd.txt2img(sd, p, steps=10, guidance=4, seed=1).image for p in PROMPTS]
-    strip = Image.new("RGB", (profile.size * len(sheet), profile.size))
-    for i, image in enumerate(sheet):
-        strip.paste(image, (i * profile.size, 0))
-    strip.save(folder / "samples.png")
+    drawn = [minisd.txt2img(sd, p, steps=10, guidance=4, seed=1).image for p in PROMPTS]
+    sheet([(torch.cat([*map(to_tensor, drawn)]) + 1) / 2], folder / "samples.png")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB after {trained['step']:,} steps")
     if stopped:
         raise stopped

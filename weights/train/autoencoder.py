@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from minisd.vae import SCALE, VAE
 from weights.train import loop
 from weights.train.data import Pack, order
-from weights.train.pictures import Looks, Stylist, draw
+from weights.train.pictures import Looks, Stylist, draw, sheet
 from weights.train.profiles import Profile, new_vae
 
 KL = 5e-5
@@ -45,6 +44,12 @@ def distance(found: Tensor, wanted: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def decibels(found: Tensor, wanted: Tensor) -> Tensor:
+    """PSNR of a whole batch in [-1, 1], for the progress line."""
+    return 10 * torch.log10(4 / F.mse_loss(found.float(), wanted))
+
+
 class Both(nn.Module):
     """Encode, draw from the posterior, decode."""
 
@@ -52,12 +57,12 @@ class Both(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.vae.moments(image).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         z = mean + torch.exp(0.5 * log_variance) * noise
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        return self.vae.decode(SCALE * z), kl, (mean**2).mean().sqrt()
+        return self.vae.decode(SCALE * z), kl
 
 
 def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> VAE:
@@ -67,10 +72,8 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
     both = Both(new_vae(profile)).to(device)
     if profile.channels_last and device.type == "cuda":
         both.to(memory_format=torch.channels_last)
-    state, facts = (
-        loop.State(both),
-        profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)},
-    )
+    state = loop.State(both)
+    facts = profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)}
     if (path := folder / "autoencoder.pt").exists():
         state.load(path, facts)
     stylist, batch = Stylist(pack.rows), profile.autoencoder.batch
@@ -82,12 +85,10 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
         rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(shape, generator=rng, device=device)
         with torch.autocast(device.type, torch.bfloat16):
-            found, kl, _ = both(image, noise)
-        far = distance(found.float(), image)
-        psnr = 10 * torch.log10(4 / F.mse_loss(found.detach().float(), image))
-        loss = far + KL * kl
+            found, kl = both(image, noise)
+        loss = distance(found.float(), image) + KL * kl
         loss.backward()
-        return {"loss": loss, "kl": kl, "dB": psnr}
+        return {"loss": loss, "kl": kl, "dB": decibels(found, image)}
 
     loop.train("autoencoder", state, losses_of, profile, folder, facts)
     vae = state.average.vae.requires_grad_(False)
@@ -119,7 +120,7 @@ def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: in
             found = vae.decode(z)
         loss = distance(found.float(), image)
         loss.backward()
-        return {"loss": loss, "dB": 10 * torch.log10(4 / F.mse_loss(found.float(), image))}
+        return {"loss": loss, "dB": decibels(found, image)}
 
     loop.train("decoder", state, losses_of, profile, folder, facts)
     half.load_state_dict(state.average.state_dict())
@@ -164,12 +165,7 @@ def fold_scale(vae: VAE, images: list[Tensor]) -> None:
 @torch.no_grad()
 def reconstructions(vae: VAE, images: Tensor, path: Path, columns: int = 16) -> None:
     """A sheet of originals, each above what comes back."""
-    columns, size = min(columns, len(images)), images.shape[-1]
     back = torch.cat([vae.decode(vae.encode(some)) for some in images.split(32)])
-    lines = []
-    for a, b in zip(images.split(columns), back.split(columns)):
-        for line in (a, b):
-            blank = torch.ones(columns - len(line), 3, size, size, device=line.device)
-            lines.append(torch.cat([*torch.cat([line, blank])], dim=-1))
-    sheet = ((torch.cat(lines, dim=-2).clamp(-1, 1) + 1) * 127.5).round().byte()
-    Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy()).save(path)
+    both = ((some.clamp(-1, 1) + 1) / 2 for some in (images, back))
+    pairs = zip(*(some.split(columns) for some in both))
+    sheet([line for pair in pairs for line in pair], path)

@@ -110,10 +110,8 @@ def train_diffusion(
     models.to(device)
     if profile.channels_last and device.type == "cuda":
         models["unet"].to(memory_format=torch.channels_last)
-    state, facts = (
-        loop.State(models),
-        profile.facts("diffusion") | {"seed": seed, **cache["made_of"]},
-    )
+    state = loop.State(models)
+    facts = profile.facts("diffusion") | {"seed": seed, **cache["made_of"]}
     if start:
         state.step = state.first_step = start["step"]
         state.seconds = start["seconds"]

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import minisd
@@ -36,7 +35,7 @@ from weights.train.__main__ import on_white
 from weights.train.autoencoder import reconstructions
 from weights.train.export import training
 from weights.train.features import Space
-from weights.train.pictures import Stylist, draw
+from weights.train.pictures import Stylist, draw, sheet
 from weights.train.profiles import PROFILES
 
 MAIN = ("fluent 3d", "fluent color", "fluent flat", "noto", "fluent mono")
@@ -80,17 +79,6 @@ def generate(
         latent = x / (sigmas[-1] ** 2 + 1) ** 0.5
         done.append((sd.vae.decode(latent).clamp(-1, 1) + 1) / 2)
     return torch.cat(done)
-
-
-def sheet(rows: list[Tensor], path: Path) -> None:
-    """Rows of pictures (N, 3, S, S) in 0..1, one below the other; shorter ones are filled up."""
-    columns, (_, _, h, w) = max(map(len, rows)), rows[0].shape
-    lines = []
-    for row in rows:
-        blank = torch.ones(columns - len(row), 3, h, w)
-        lines.append(torch.cat([*torch.cat([row.cpu(), blank])], dim=-1))
-    values = (torch.cat(lines, dim=-2) * 255).round().byte().permute(1, 2, 0)
-    Image.fromarray(values.numpy()).save(path)
 
 
 # ---- measures ------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ where the pictures are. Coordinates are -1..1 across the picture, x to the right
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from weights.train.data import LINES, Pack
@@ -290,3 +292,14 @@ def daub(colour: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     steps = flat * 4
     flat = (steps.floor() + ((steps - steps.floor() - 0.5) * 6 + 0.5).clamp(0, 1)) / 4
     return flat * shape[:, None], shape
+
+
+def sheet(rows: list[Tensor], path: Path) -> None:
+    """Rows of pictures (N, 3, S, S) in 0..1, one below the other; shorter ones are filled up."""
+    columns, (_, _, h, w) = max(map(len, rows)), rows[0].shape
+    lines = []
+    for row in rows:
+        blank = torch.ones(columns - len(row), 3, h, w)
+        lines.append(torch.cat([*torch.cat([row.cpu(), blank])], dim=-1))
+    values = (torch.cat(lines, dim=-2) * 255).round().byte().permute(1, 2, 0)
+    Image.fromarray(values.numpy()).save(path)
