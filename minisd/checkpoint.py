@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from minisd.files.kinds import PREFIXES, Shapes, other_model
-from minisd.files.tensors import READS, Tensor, TensorFileError, contiguous, read_tensors
+from minisd.files.tensors import READS, Tensor, TensorFileError, read_tensors
 from minisd.schedule import ABAR
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ SCHEDULE_BUFFERS = set(
 )
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"
 
+PIECE = 1 << 16  # numbers that are read and converted at a time: they stay in the processor's cache
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Latent -> RGB, a quick look without the decoder: rgb in [-1, 1] = latent @ factors + bias. For
@@ -321,8 +322,10 @@ def fill(
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     state = {}
     for name, tensor in tensors.items():
-        state[name] = read(tensor, file, mapped, dtype)
-        if not all(math.isfinite(end) for end in torch.aminmax(state[name])):  # needs no memory
+        state[name] = values = read(tensor, file, mapped, dtype)
+        # A finite sum has no NaN or Inf in it; that of finite numbers may overflow, so their ends
+        # are asked then. Neither needs memory. In 16 bits the sum is had in a third of the time.
+        if not math.isfinite(values.sum()) and not all(map(math.isfinite, values.aminmax())):
             kind = str(dtype).removeprefix("torch.")
             if dtype == torch.float16 != DTYPES[tensor.dtype]:
                 kind += ": load it as bfloat16 or float32"
@@ -334,13 +337,16 @@ def fill(
 def read(tensor: Tensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype) -> torch.Tensor:
     """The numbers in `dtype`: in the mapped file if they can stay there, else converted."""
     stored = DTYPES[tensor.dtype]
-    buffer, start, count = mapped, tensor.start, tensor.nbytes // stored.itemsize
-    if stored != dtype or start % stored.itemsize:  # a map's pages would count as memory too
+    count = tensor.nbytes // stored.itemsize
+    if stored == dtype and tensor.start % stored.itemsize == 0:
+        flat = torch.frombuffer(mapped, dtype=stored, count=count, offset=tensor.start)
+    else:  # read, since a map's pages would count as memory too; in pieces that stay in the cache
+        flat = torch.empty(count, dtype=dtype)
         file.seek(tensor.start)
-        buffer, start = bytearray(file.read(tensor.nbytes)), 0
-    flat = torch.frombuffer(buffer, dtype=stored, count=count, offset=start)
-    values = flat.as_strided(tensor.shape, tensor.stride).to(dtype)
-    return values if tensor.stride == contiguous(tensor.shape) else values.contiguous()
+        for piece in flat.split(PIECE):
+            buffer = bytearray(file.read(len(piece) * stored.itemsize))
+            piece.copy_(torch.frombuffer(buffer, dtype=stored))
+    return flat.as_strided(tensor.shape, tensor.stride).contiguous()
 
 
 def warn_of_other_schedule(tensors: dict[str, Tensor], file: BinaryIO) -> None:

@@ -1284,6 +1284,20 @@ def test_a_number_too_large_for_float16(canary: Path):
         minisd.load(path, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_large_numbers_and_infinite_ones(dtype: torch.dtype, canary: Path):
+    """Numbers whose sum is too large for their type are no fault; opposite Infs are."""
+    large = torch.full((128, 32), 0.9 * torch.finfo(dtype).max).to(dtype)
+    file = micro_safetensors(**{FIRST: large.float()})
+    sd = minisd.load(write(canary.parent / "large.safetensors", file), dtype=dtype)
+    assert not sd.unet.state_dict()[FIRST.removeprefix(UNET)].sum().isfinite()
+    infinite = torch.zeros(128, 32)
+    infinite[3, 0], infinite[100, 7] = torch.inf, -torch.inf
+    path = write(canary.parent / "model.safetensors", micro_safetensors(**{FIRST: infinite}))
+    with pytest.raises(minisd.CheckpointError, match=f"{FIRST} holds NaN or Inf as "):
+        minisd.load(path, dtype=dtype)
+
+
 def test_a_path_with_a_line_break(tmp_path: Path):
     path = write(tmp_path / "a\nb.ckpt", b"")
     with pytest.raises(minisd.CheckpointError) as caught:
