@@ -139,9 +139,9 @@ def test_table_of_sd1_from_its_widths() -> None:
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
 def test_profiles_stay_below_40_megabytes(name: str) -> None:
     with torch.device("meta"):
-        models = profiles.new_unet_and_text(profiles.PROFILES[name])
-        vae = profiles.new_vae(profiles.PROFILES[name])
-    count = sum(p.numel() for model in (models, vae) for p in model.parameters())
+        parts = [profiles.new_unet, profiles.new_text_encoder, profiles.new_vae]
+        models = [new(profiles.PROFILES[name]) for new in parts]
+    count = sum(p.numel() for model in models for p in model.parameters())
     assert 2 * count < 39.9e6
 
 
@@ -163,7 +163,7 @@ def test_scale_is_folded_into_the_weights(pack: data.Pack) -> None:
 
 def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
     stage = profiles.Stage(batch=4, lr=1e-2, minutes=1, steps=12, warmup=3, average=0.9)
-    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), stage, stage, stage, 1)
+    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), *[stage] * 4, 1)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def run(folder: Path, stop_at: int | None) -> torch.Tensor:
@@ -196,14 +196,17 @@ def test_parts_side_by_side_give_the_gradients_of_the_whole() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)), torch.randn(5, 8)
 
-    def loss_of(some: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss_of(model: nn.Module, some: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"loss": model(some).square().mean()}
 
-    whole = loss_of(x)["loss"]
+    passes = loop.Passes(model, torch.float32)
+    with torch.no_grad():
+        model[0].weight *= 2  # the copy follows
+    whole = loss_of(model, x)["loss"]
     wanted = torch.autograd.grad(whole, [*model.parameters()])
     torch.set_num_threads(2)
     try:
-        losses = loop.side_by_side(loss_of, [*model.parameters()], [x])
+        losses = passes(loss_of, [x])
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -19,10 +19,12 @@ import minisd
 from minisd.images import to_tensor
 from weights.train import data
 from weights.train.autoencoder import reconstructions, train_autoencoder, train_decoder
-from weights.train.diffusion import encode_all, train_diffusion
+from weights.train.cache import encode_all
+from weights.train.diffusion import train_diffusion
 from weights.train.export import export, take_up
 from weights.train.pictures import sheet
-from weights.train.profiles import PROFILES, STAGES, new_vae
+from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
+from weights.train.words import train_words
 
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
 
@@ -35,7 +37,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PROFILE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--minutes", type=float, nargs=3, metavar=("A", "B", "C"), help=f"of {', '.join(STAGES)}"
+        "--minutes", type=float, nargs=4, metavar=tuple("ABCD"), help=f"of {', '.join(STAGES)}"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -78,7 +80,8 @@ def main(argv: list[str] | None = None) -> Path:
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
     some = [picture(image) for image in on_white(train.rgba[:: max(1, len(train.rows) // 200)])]
     del pack, train
-    models, trained, stopped = train_diffusion(cache, profile, folder, args.seed, device, took_up)
+    text = new_text_encoder(profile) if took_up else train_words(cache, profile, folder, args.seed)
+    models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, took_up)
     path = folder / "model.safetensors"
     sd = export(path, vae, models, profile, trained, some)
     drawn = [minisd.txt2img(sd, p, steps=10, guidance=4, seed=1).image for p in PROMPTS]

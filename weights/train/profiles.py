@@ -9,7 +9,7 @@ from minisd.text_encoder import TextEncoder
 from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
 
-STAGES = ("autoencoder", "decoder", "diffusion")
+STAGES = ("autoencoder", "decoder", "words", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class Profile:
     text: tuple[int, int]  # width, layers
     autoencoder: Stage
     decoder: Stage
+    words: Stage
     diffusion: Stage
     variants: int  # pictures made of each emoji picture, for the cache of latents
     heads: int = 4
     captions: int = 4  # for each variant
-    concepts: str | None = None  # file of the labels that stage 2 learns; None: all
+    concepts: str | None = None  # file of the labels that are learned as words; None: all
     channels_last: bool = False
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What must agree for a stopped stage to go on: all that bears on it but the minutes."""
         facts = asdict(self)
-        for name in STAGES:
-            del facts[name]["minutes"]
-        if stage != "diffusion":
-            return {name: facts[name] for name in ("name", "size", "vae", stage)}
-        del facts["autoencoder"], facts["decoder"]
-        return facts
+        stages = {name: facts.pop(name) for name in STAGES}
+        del stages[stage]["minutes"]
+        if stage in ("autoencoder", "decoder"):
+            facts = {name: facts[name] for name in ("name", "size", "vae")}
+        return facts | {stage: stages[stage]}
 
 
 # Groups of 32 in every GroupNorm: all widths are multiples of 32. gpu and cpu stay below 40 MB in
@@ -63,7 +63,8 @@ PROFILES = {
         text=(96, 3),
         autoencoder=Stage(batch=256, lr=1e-3, minutes=7, average=0.9995),
         decoder=Stage(batch=256, lr=5e-4, minutes=2),
-        diffusion=Stage(batch=512, lr=1e-3, minutes=17, warmup=500, average=0.9995),
+        words=Stage(batch=1024, lr=1e-3, minutes=2, average=0.99),
+        diffusion=Stage(batch=512, lr=1e-3, minutes=15, warmup=500, average=0.9995),
         variants=16,
         channels_last=True,
     ),
@@ -77,6 +78,7 @@ PROFILES = {
         text=(96, 3),
         autoencoder=Stage(batch=16, lr=1e-3, minutes=40, warmup=50),
         decoder=Stage(batch=16, lr=5e-4, minutes=15, warmup=50),
+        words=Stage(batch=512, lr=1e-3, minutes=5, warmup=50, average=0.99),
         diffusion=Stage(batch=128, lr=1e-3, minutes=300, average=0.998),
         variants=6,
         concepts="everyday.txt",
@@ -91,6 +93,7 @@ PROFILES = {
         text=(32, 1),
         autoencoder=Stage(batch=16, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
         decoder=Stage(batch=16, lr=1e-3, minutes=1, steps=20, warmup=10, average=0.9),
+        words=Stage(batch=32, lr=1e-3, minutes=1, steps=20, warmup=10, average=0.9),
         diffusion=Stage(batch=32, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
         variants=2,
     ),
@@ -128,19 +131,21 @@ def new_vae(profile: Profile) -> VAE:
     return vae
 
 
-def new_unet_and_text(profile: Profile) -> nn.ModuleDict:
-    """Both as SD began: every residual branch adds nothing yet, token vectors are small.
-
-    PyTorch's own start, embeddings of variance 1 and branches at full strength, learns far slower.
-    """
+def new_text_encoder(profile: Profile) -> TextEncoder:
+    """With small token vectors, as CLIP began: PyTorch's own, of variance 1, learn far slower."""
     width, layers = profile.text
     text = TextEncoder(width, layers, 4 * width, profile.heads)
     nn.init.normal_(text.embeddings.token_embedding.weight, std=0.02)
     nn.init.normal_(text.embeddings.position_embedding.weight, std=0.01)
-    unet = UNet(unet_table(profile.unet, 1, profile.attention, width), profile.heads)
+    return text
+
+
+def new_unet(profile: Profile) -> UNet:
+    """As SD began: every residual branch adds nothing yet."""
+    unet = UNet(unet_table(profile.unet, 1, profile.attention, profile.text[0]), profile.heads)
     last = ("out_layers.3", "proj_out", "out.2")  # of residual block, transformer, the whole
     for name, module in unet.named_modules():
         if name.endswith(last):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    return nn.ModuleDict({"unet": unet, "text_encoder": text})
+    return unet
