@@ -17,7 +17,7 @@ from PIL import Image
 
 import minisd
 from minisd.images import to_tensor
-from weights.train import data
+from weights.train import data, loop
 from weights.train.autoencoder import reconstructions, train_autoencoder, train_decoder
 from weights.train.cache import encode_all
 from weights.train.diffusion import train_diffusion
@@ -104,4 +104,5 @@ def picture(image: torch.Tensor) -> Image.Image:
 
 
 if __name__ == "__main__":
+    loop.keep_memory()
     main()

@@ -76,19 +76,20 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
     facts = profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)}
     if (path := folder / "autoencoder.pt").exists():
         state.load(path, facts)
-    stylist, batch = Stylist(pack.rows), profile.autoencoder.batch
+    stylist, batch, passes = Stylist(pack.rows), profile.autoencoder.batch, loop.Passes(both)
     shape = (batch, 4, *[profile.size // both.vae.factor] * 2)
+
+    def loss_of(both: Both, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        found, kl = both(image, noise)
+        loss = distance(found.float(), image) + KL * kl
+        return {"loss": loss, "kl": kl, "dB": decibels(found, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
         which = order(len(pack.rows), seed, step, batch)
         image = draw(pack, which, stylist(which, np.random.default_rng([seed, 1, step])))
         rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(shape, generator=rng, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
-            found, kl = both(image, noise)
-        loss = distance(found.float(), image) + KL * kl
-        loss.backward()
-        return {"loss": loss, "kl": kl, "dB": decibels(found, image)}
+        return passes(loss_of, [image, noise])
 
     loop.train("autoencoder", state, losses_of, profile, folder, facts)
     vae = state.average.vae.requires_grad_(False)
@@ -103,24 +104,24 @@ def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: in
     """The decoder for some time more, in place, with the latents as they are: nothing that was
     learned of them is lost, so it can be done at any time, after the UNet too. (SD's own decoder
     was made better so: vae-ft-mse.)"""
-    device = pack.rgba.device
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     state = loop.State(half.requires_grad_(True))
     facts = profile.facts("decoder") | {"seed": seed, "latents": latents_hash(vae)}
     if (path := folder / "decoder.pt").exists():
         state.load(path, facts)
-    stylist, batch = Stylist(pack.rows), profile.decoder.batch
+    stylist, batch, passes = Stylist(pack.rows), profile.decoder.batch, loop.Passes(half)
+
+    def loss_of(half: nn.ModuleDict, z: Tensor, image: Tensor) -> dict[str, Tensor]:
+        z = (z / SCALE).to(half["post_quant_conv"].weight.dtype)
+        found = half["decoder"](half["post_quant_conv"](z))
+        return {"loss": distance(found.float(), image), "dB": decibels(found, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
         which = order(len(pack.rows), seed + 1, step, batch)
         image = draw(pack, which, stylist(which, np.random.default_rng([seed, 5, step])))
         with torch.no_grad():
             z = vae.encode(image)
-        with torch.autocast(device.type, torch.bfloat16):
-            found = vae.decode(z)
-        loss = distance(found.float(), image)
-        loss.backward()
-        return {"loss": loss, "dB": decibels(found, image)}
+        return passes(loss_of, [z, image])
 
     loop.train("decoder", state, losses_of, profile, folder, facts)
     half.load_state_dict(state.average.state_dict())
