@@ -1,13 +1,16 @@
 """minisd beside diffusers (and transformers), in one run: same weights, inputs, dtype and machine.
 
-    pip install diffusers accelerate
+    pip install '.[test]'
     python bench/side_by_side.py [--model FILE] [--device cuda] [--dtype float32,bfloat16] [--quick]
 
 Each line is timed in pairs, first one then the other. Told are the medians, the middle of the
 pairs' ratios (above 1: minisd is faster), their spread, minisd's first call over its later ones,
-the share of the machine's own rate of matrix products, measured in the same run, that both reach,
-and how far the two results are apart. Without FILE, weights of SD 1.x's size are made on the spot:
-speed does not depend on what they are.
+how far the two results are apart, and the share of the machine's own rate of matrix products,
+measured in the same run, that both reach. Loads are in processes of their own, and tell peak memory
+and what was fetched from the disk. Without FILE, weights of SD 1.x's size are made on the spot:
+speed does not depend on what they are. `--quick` makes small ones, to see that all of it works.
+
+`--others openvino,onnxruntime` (pip install '.[bench]') takes those in turn with the two.
 """
 
 import argparse
@@ -18,9 +21,10 @@ import statistics
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +32,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import others
+from load import loading
+from models import img2img_pipeline, load_diffusers, make_weights
+from process import alone
+
 import minisd
 from minisd import fast
-from minisd.checkpoint import PREFIXES
+from minisd.checkpoint import read_unet_table
 from minisd.guidance import guided
-from minisd.schedule import sigma_to_t
-from minisd.unet import UNet
-from tests.conftest import manifest
+from minisd.unet import SD1, Table, UNet
 
 UNITS = {"matrix product": "TFLOP/s", "3x3 convolution": "TFLOP/s", "copy": "GB/s"}
 
@@ -47,28 +53,30 @@ UNITS = {"matrix product": "TFLOP/s", "3x3 convolution": "TFLOP/s", "copy": "GB/
 def main() -> None:
     args = arguments()
     device, rows = torch.device(args.device), []
-    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, diffusers {version('diffusers')}, {machine(device)}")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(args.model) if args.model else make_weights(Path(folder) / "sd.safetensors")
-        for name in args.dtype.split(","):
-            dtype = getattr(torch, name)
+        path, small = Path(folder) / "sd.safetensors", Path(folder) / "small.safetensors"
+        make_weights(small, small=True)
+        if args.model or args.quick:
+            path = Path(args.model or small)
+        else:
+            alone(make_weights, path)
+        dtypes = {name: getattr(torch, name) for name in args.dtype.split(",")}
+        # First, while no model here has the file mapped: it would stay in the cache.
+        loaded = {name: [*loads(path, small, dtype, args)] for name, dtype in dtypes.items()}
+        for name, dtype in dtypes.items():
             rates = ceiling(device, dtype)
             print(f"\n{name}: " + ", ".join(f"{k} {v:.2f} {UNITS[k]}" for k, v in rates.items()))
             print(
-                f"{'':28} {'minisd':>9} {'diffusers':>9} {'ratio':>6}  {'spread':13}"
-                f"{'first':>6}  {'share':12} apart"
+                f"{'':33} {'beside':11} {'minisd':>9} {'it':>9} {'ratio':>6}  {'spread':13}"
+                f"{'first':>6}  apart"
             )
-            for row in compare(path, device, dtype, args):
+            for row in chain(loaded[name], compare(path, device, dtype, args)):
                 work = row.get("tflop", 0) / rates["matrix product"]
-                row["shares"] = [work / row[key] for key in ("minisd", "diffusers")]
+                row["shares"] = [work / row[key] for key in ("minisd", "it")]
                 rows.append({"dtype": name, **row})
-                spread = f"{row['low']:.2f} to {row['high']:.2f}"
-                times = f"{seconds(row['minisd'])} {seconds(row['diffusers'])}"
-                share = "{:.2f} and {:.2f}".format(*row["shares"]) if work else ""
-                first = f"{row['first']:5.1f}x" if row["first"] else ""
-                tail = f"{row['ratio']:6.2f}  {spread:13}{first:>6}  {share:13} {row['apart']:.0e}"
-                print(f"{row['what']:28} {times} {tail}", flush=True)
+                print(told(row), flush=True)
             rows.append({"dtype": name, "ceiling": rates})
     if args.json:
         facts = {"machine": machine(device), "torch": torch.__version__}
@@ -82,102 +90,125 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32,bfloat16", help="one or more, with commas")
     parser.add_argument("--sizes", default="256,384,512", help="pixels a side, with commas")
-    parser.add_argument("--batches", default="1", help="pictures in a UNet call, with commas")
+    parser.add_argument(
+        "--batches", default="1,2,4", help="pictures in a UNet call of the smallest size"
+    )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--plain", action="store_true", help="without minisd.fast")
     parser.add_argument("--runs", action="store_true", help="whole runs too: 20 steps, minutes")
-    parser.add_argument("--quick", action="store_true", help="one size, two pairs")
+    parser.add_argument("--others", default="", help=f"{', '.join(others.SYSTEMS)}, on the CPU")
+    parser.add_argument("--quick", action="store_true", help="all of it, with a small model")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    args.others = args.others.split(",") if args.others else []
+    if not set(args.others) <= set(others.SYSTEMS):
+        parser.error(f"--others are of {', '.join(others.SYSTEMS)}")
     if args.quick:
-        args.sizes, args.pairs = "256", 2
+        args.sizes, args.pairs, args.runs, args.threads = "64", 2, True, 1
     return args
 
 
-def compare(path: Path, device: torch.device, dtype: torch.dtype, args: argparse.Namespace):
-    """Rows of the table, one after the other."""
-    start = time.perf_counter()
+def compare(
+    path: Path, device: torch.device, dtype: torch.dtype, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Rows of all that is done with models once they are loaded, one after the other."""
     sd = minisd.load(path, device=device, dtype=dtype)
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
+    table = read_unet_table({name: w.shape for name, w in sd.unet.state_dict().items()})
     text, unet, vae = load_diffusers(path, device, dtype)
-    theirs = time.perf_counter() - start
     if not args.plain:
         start = time.perf_counter()
         fast.work_in_strips(sd)
         if device.type == "cpu":
             fast.pack(sd)
         print(f"(packing took {time.perf_counter() - start:.1f} s)")
-    yield row("load, once", [ours], [theirs], 0.0)
+
+    unets = {
+        "minisd": sd.unet,
+        "diffusers": lambda x, t, context: unet(x.to(dtype), t, context.to(dtype)).sample.float(),
+    }
+    encoders = {
+        "minisd": sd.vae.moments,
+        "diffusers": lambda image: vae.encode(image.to(dtype)).latent_dist.parameters.float(),
+    }
+    decoders = {
+        "minisd": sd.vae.decode,
+        "diffusers": lambda x: vae.decode((x / 0.18215).to(dtype)).sample.float(),
+    }
+    for system in args.others:
+        if dtype in others.DTYPES[system]:
+            plain = minisd.load(path)
+            settings = (dtype, args.threads)
+            unets[system] = others.compiled(system, plain.unet, *settings)
+            moments, decode = (others.Method(plain.vae, name) for name in ("moments", "decode"))
+            encoders[system] = others.compiled(system, moments, *settings)
+            decoders[system] = others.compiled(system, decode, *settings)
 
     tokens = sd.tokenizer(["a fire, burning", ""]).to(device)
+    texts = {
+        "minisd": lambda: sd.text_encoder(tokens),
+        "diffusers": lambda: text(tokens).last_hidden_state,
+    }
     with torch.inference_mode():
-        yield pair(
-            "text, two prompts",
-            device,
-            args.pairs,
-            lambda: sd.text_encoder(tokens),
-            lambda: text(tokens).last_hidden_state,
-        )
+        yield from pairs("text, two prompts", texts, device, args.pairs)
         states = sd.text_encoder(tokens)
-        for size in map(int, args.sizes.split(",")):
-            for batch in map(int, args.batches.split(",")):
-                found = unet_call(sd, unet, states, size, batch, device, dtype)
-                name = f"guided UNet call, {size}" + f", batch {batch}" * (batch > 1)
-                tflop = batch * guided_tflop(size)
-                yield {**pair(name, device, args.pairs, *found), "tflop": tflop}
-            for what, mine, others in autoencoder(sd, vae, size, device, dtype):
-                yield pair(f"{what}, {size}", device, args.pairs, mine, others)
+        sizes = sorted(map(int, args.sizes.split(",")))
+        for size in sizes:
+            rng = torch.Generator().manual_seed(0)
+            image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
+            for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
+                x = torch.randn(batch, 4, size // 8, size // 8, generator=rng).to(device)
+                calls = {  # at sigma 3, guidance 7.5
+                    system: partial(guided(network, states[:1], states[1:], 7.5), x, 3.0)
+                    for system, network in unets.items()
+                }
+                name = f"guided UNet call, {size}" + f", each of {batch}" * (batch > 1)
+                tflop = guided_tflop(size, table)
+                for row in pairs(name, calls, device, args.pairs, batch):
+                    yield {**row, "tflop": tflop}
+            calls = {system: partial(encode, image) for system, encode in encoders.items()}
+            yield from pairs(f"encode, {size}", calls, device, args.pairs)
+            calls = {system: partial(decode, x[:1]) for system, decode in decoders.items()}
+            yield from pairs(f"decode, {size}", calls, device, args.pairs)
             if args.runs:
-                yield whole_run(sd, (unet, vae), size, device, dtype, args.pairs)
+                name, runs = f"img2img, 20 steps, {size}", whole_runs(sd, unet, vae, size, dtype)
+                yield from pairs(name, runs, device, min(args.pairs, 3))
 
 
-def guided_tflop(size: int) -> float:
+def loads(path: Path, small: Path, dtype, args) -> Iterator[dict[str, Any]]:
+    """Loading, with the file in the system's cache and with all of it still on the disk."""
+    for place in ("cache", "disk"):
+        found: dict[str, list[dict[str, float]]] = {"minisd": [], "diffusers": []}
+        for _ in range(args.pairs):
+            for system, into in found.items():
+                given = (path, small, dtype, place, args.device, args.threads)
+                into.append(alone(loading, system, *given))
+        ours, theirs = found.values()
+        apart = abs(ours[0]["total"] / theirs[0]["total"] - 1)
+        for what, name in {"load": "load", "touch": "load and touch"}.items():
+            times = ([one[what] for one in each] for each in found.values())
+            yield {
+                **row(f"{name}, from {place}", "diffusers", *times, apart),
+                "peak": [max(one[f"{what}_peak"] for one in each) for each in found.values()],
+                "read": [max(one[f"{what}_read"] for one in each) for each in found.values()],
+            }
+
+
+def guided_tflop(size: int, table: Table = SD1) -> float:
     """Of the textbook call, all of it for both prompts: 1.607 at 512, of which attention's own
     products are 0.252."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        UNet()(torch.empty(2, 4, size // 8, size // 8), torch.empty(2), torch.empty(2, 77, 768))
+        x, context = torch.empty(2, 4, size // 8, size // 8), torch.empty(2, 77, table.c_context)
+        UNet(table)(x, torch.empty(2), context)
     return counter.get_total_flops() / 1e12
 
 
-def unet_call(sd, unet, states: torch.Tensor, size: int, batch: int, device, dtype):
-    """minisd's and diffusers', at sigma 3 and guidance 7.5."""
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 4, size // 8, size // 8, generator=rng).to(device)
-    predict = guided(sd.unet, states[:1], states[1:], 7.5)
-    both = states.flip(0).repeat_interleave(batch, dim=0).to(dtype)
-
-    def their_eps() -> torch.Tensor:
-        x_in = (x / (3.0**2 + 1) ** 0.5).to(dtype).repeat(2, 1, 1, 1)
-        eps = unet(x_in, sigma_to_t(3.0), encoder_hidden_states=both).sample.float()
-        eps_uncond, eps_cond = eps.chunk(2)
-        return eps_uncond + 7.5 * (eps_cond - eps_uncond)
-
-    return lambda: predict(x, 3.0), their_eps
-
-
-def autoencoder(sd, vae, size: int, device, dtype):
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 4, size // 8, size // 8, generator=rng).to(device)
-    image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
-
-    def their_moments() -> torch.Tensor:
-        return vae.encode(image.to(dtype)).latent_dist.parameters.float()
-
-    def their_image() -> torch.Tensor:
-        return vae.decode((x / 0.18215).to(dtype)).sample.float()
-
-    yield "encode", lambda: sd.vae.moments(image), their_moments
-    yield "decode", lambda: sd.vae.decode(x), their_image
-
-
-def whole_run(sd, theirs, size: int, device, dtype, pairs: int) -> dict[str, Any]:
+def whole_runs(sd, unet, vae, size: int, dtype) -> dict[str, Callable]:
     """img2img, DDIM, 20 steps at strength 1, both from a picture to a picture. (diffusers' k_lms
     img2img computes something else, so DDIM it is; it runs the same timesteps.)"""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    pipe = img2img_pipeline(*theirs)
+    pipe = img2img_pipeline(unet, vae)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()  # as minisd
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
     states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
@@ -199,45 +230,82 @@ def whole_run(sd, theirs, size: int, device, dtype, pairs: int) -> dict[str, Any
         ).images
         return torch.from_numpy(np.array(image)).float()
 
-    return pair(f"img2img, 20 steps, {size}", device, min(pairs, 3), ours, diffusers)
+    return {"minisd": ours, "diffusers": diffusers}
 
 
 # ---- timing ------------------------------------------------------------------------------------
 
 
-def pair(what: str, device, pairs: int, ours: Callable, theirs: Callable) -> dict[str, Any]:
+def pairs(
+    what: str, runs: dict[str, Callable[[], torch.Tensor]], device, times: int, pictures: int = 1
+) -> list[dict[str, Any]]:
+    """minisd beside each of the other systems, all of them in turn; seconds a picture."""
+    results, first = {}, {}
+    for system, run in runs.items():  # once, not counted
+        results[system], first[system] = timed(run, device)
+    found: dict[str, list[float]] = {system: [] for system in runs}
+    for _ in range(times):
+        for system, run in runs.items():
+            found[system].append(timed(run, device)[1] / pictures)
+    gc.collect()
+    a, ours = results["minisd"].float(), found["minisd"]
+    return [
+        row(
+            what,
+            system,
+            ours,
+            found[system],
+            ((a - b.float()).abs().max() / b.float().abs().max()).item(),
+            first["minisd"] / pictures,
+        )
+        for system, b in list(results.items())[1:]
+    ]
+
+
+def timed(run: Callable, device) -> tuple[Any, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
-    a = ours()  # once, not counted
-    first = time.perf_counter() - start
-    b = theirs()
-    apart = ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs):
-        for run, into in ((ours, times[0]), (theirs, times[1])):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            into.append(time.perf_counter() - start)
-    return row(what, *times, apart, first)
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
 
 
 def row(
-    what: str, ours: list[float], theirs: list[float], apart: float, first: float = 0.0
+    what: str,
+    beside: str,
+    ours: list[float],
+    theirs: list[float],
+    apart: float,
+    first: float = 0.0,
 ) -> dict[str, Any]:
     ratios = [b / a for a, b in zip(ours, theirs)]
     return {
         "what": what,
+        "beside": beside,
         "minisd": statistics.median(ours),
-        "diffusers": statistics.median(theirs),
+        "it": statistics.median(theirs),
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
         "first": first / statistics.median(ours),
         "apart": apart,
     }
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row as a line."""
+    spread = f"{row['low']:.2f} to {row['high']:.2f}"
+    first = f"{row['first']:5.1f}x" if row["first"] else ""
+    line = f"{row['what']:33} {row['beside']:11} {seconds(row['minisd'])} {seconds(row['it'])} "
+    line += f"{row['ratio']:6.2f}  {spread:13}{first:>6}  {row['apart']:.0e}"
+    if row.get("tflop"):
+        line += "  share {:.2f} and {:.2f}".format(*row["shares"])
+    if row.get("peak"):
+        line += "  peak {:,.0f} and {:,.0f} MB".format(*(n / 1e6 for n in row["peak"]))
+        line += ", read {:,.0f} and {:,.0f} MB".format(*(n / 1e6 for n in row["read"]))
+    return line
 
 
 def seconds(value: float) -> str:
@@ -247,17 +315,8 @@ def seconds(value: float) -> str:
 def ceiling(device, dtype) -> dict[str, float]:
     """What the machine does of the two things that a UNet call is made of, and of copying."""
 
-    def best(run: Callable, n: int = 5) -> float:
-        times = []
-        for _ in range(n + 1):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+    def best(run: Callable) -> float:
+        return min([timed(run, device)[1] for _ in range(6)][1:])
 
     with torch.inference_mode():
         n = 8192 if device.type == "cuda" else 2048
@@ -278,73 +337,6 @@ def machine(device) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().split("\n")
          if line.startswith("model name")), "CPU")  # fmt: skip
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-# ---- weights -----------------------------------------------------------------------------------
-
-
-def make_weights(path: Path) -> Path:
-    """A file of SD 1.x's names and shapes, each tensor seeded by its name, scaled by its size."""
-    state = {}
-    for key, shape in manifest().items():
-        if "." not in key or "position_ids" in key:
-            continue
-        rng = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-        z = torch.randn(shape, generator=rng)
-        if len(shape) == 1:
-            state[key] = 1 + 0.05 * z if key.endswith(".weight") else 0.02 * z
-        else:
-            scale = 0.02 if "embedding" in key else float(np.prod(shape[1:])) ** -0.5
-            state[key] = scale * z
-    save_file(state, path)
-    return path
-
-
-def img2img_pipeline(unet, vae):
-    """diffusers' img2img by DDIM on SD's schedule; it wants text states for prompts."""
-    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
-
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
-    pipe = StableDiffusionImg2ImgPipeline(  # a text encoder would force its own dtype on all
-        vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def load_diffusers(path: Path, device, dtype):
-    """diffusers' and transformers' models with the file's weights, by diffusers' own converter."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders import single_file_utils as convert
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    state = load_file(path)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(64, cross_attention_dim=768, attention_head_dim=8)
-        widths, n = (128, 256, 512, 512), 4
-        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, latent_channels=4,
-            up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=widths,
-            layers_per_block=2)  # fmt: skip
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
-            num_hidden_layers=12, num_attention_heads=12, eos_token_id=49407))  # fmt: skip
-    parts = [
-        (unet, convert.convert_ldm_unet_checkpoint(state, unet.config), dtype),
-        (vae, convert.convert_ldm_vae_checkpoint(state, vae.config), dtype),
-    ]
-    for model, converted, kind in parts:
-        weights = {key: value.to(kind) for key, value in converted.items()}
-        model.load_state_dict(weights, strict=True, assign=True)
-        model.to(device).eval().requires_grad_(False)
-    prefix = PREFIXES["text_encoder"]
-    words = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-    names = text.state_dict()
-    level = "text_model." if any(key.startswith("text_model.") for key in names) else ""
-    text = CLIPTextModel(text.config)  # its buffers are made in the constructor
-    text.load_state_dict({level + key: value for key, value in words.items()}, strict=False)
-    del state
-    gc.collect()
-    return text.to(device).eval().requires_grad_(False), unet, vae
 
 
 if __name__ == "__main__":
