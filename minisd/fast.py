@@ -3,6 +3,7 @@
     sd = minisd.load("sd-v1-4.ckpt", dtype=torch.bfloat16)
     minisd.fast.pack(sd)             # CPUs: weights laid out once as oneDNN wants them
     minisd.fast.work_in_strips(sd)   # large pictures: the autoencoder, some rows at a time
+    minisd.fast.keep_memory()        # Linux: faster by a tenth to a half, for 0.6 GB more and up
     minisd.fast.compile(sd)          # GPUs and long series: PyTorch's own compiler
 
 PyTorch's convolutions and matrix products run on oneDNN, which wants weights in blocks of its own
@@ -33,6 +34,25 @@ def give_back() -> None:
     """What was freed, to the system: glibc would keep it, in pieces, half of the weights' size."""
     with suppress(OSError, TypeError, AttributeError):  # systems that have another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed, in one heap, for this whole process.
+
+    Otherwise each large tensor is fetched from the system anew, as pages that are zeroed one by
+    one, and given back when its operation is done. Nothing is given back then but by `give_back`.
+    Does nothing where there is no glibc.
+    """
+    arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2  # of glibc's malloc.h
+    with suppress(OSError, TypeError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in (
+            (arena_max, 1),
+            (mmap_max, 0),
+            (trim_threshold, -1),
+            (top_pad, 1 << 26),
+        ):
+            mallopt(option, value)
 
 
 class PackedConv2d(nn.Module):

@@ -1,7 +1,6 @@
 """The training loop that both stages share: a time budget, a running average of the weights, one
 progress line, and a state that can be stopped and taken up at any time."""
 
-import ctypes
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +51,9 @@ class State:
 
     def progress(self, stage: Stage) -> float:
         """Share of the budget that is spent: of the steps if they are counted, else of the time."""
-        return self.step / stage.steps if stage.steps else self.seconds / (60 * stage.minutes)
+        if stage.steps:
+            return self.step / stage.steps
+        return self.seconds / (60 * stage.minutes) if stage.minutes else 1.0
 
     def save(self, path: Path, facts: dict) -> None:
         tensors = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
@@ -103,20 +104,6 @@ def learning_rate(stage: Stage, progress: float, steps_taken: int) -> float:
     return stage.lr * cosine * min(1, (steps_taken + 1) / stage.warmup)
 
 
-def keep_memory() -> None:
-    """For training on a CPU: have glibc keep what is freed, in one heap.
-
-    Otherwise each large tensor is fetched from the system anew, as pages that are zeroed one by
-    one, and given back at once: with two threads that was half of the time.
-    """
-    arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2  # of malloc.h
-    with suppress(OSError, TypeError, AttributeError):  # systems that have another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
-            mallopt(option, value)
-        mallopt(top_pad, 1 << 28)
-
-
 class Passes:
     """Forward and backward passes of a batch in bfloat16; gradients, in float32, in `.grad`.
 
@@ -128,6 +115,8 @@ class Passes:
     def __init__(self, model: nn.Module, low: torch.dtype = torch.bfloat16):
         self.model, self.device = model, next(model.parameters()).device
         self.copy = deepcopy(model).to(low) if self.device.type == "cpu" else None
+        # For the CPU too, whatever its name says: attention's products without a float32 copy.
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
     def __call__(self, loss_of: Callable[..., dict[str, Tensor]], batch: list[Tensor]) -> dict:
         """loss_of(model, *part of the batch) -> means, of which "loss" is the one to minimize.
