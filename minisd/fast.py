@@ -3,7 +3,7 @@
     sd = minisd.load("sd-v1-4.ckpt", dtype=torch.bfloat16)
     minisd.fast.pack(sd)             # CPUs: weights laid out once as oneDNN wants them
     minisd.fast.work_in_strips(sd)   # large pictures: the autoencoder, some rows at a time
-    minisd.fast.keep_memory()        # Linux: faster by a tenth to a half, for 0.6 GB more and up
+    minisd.fast.keep_memory()        # Linux: faster by a tenth and more, for 0.5 GB and more
     minisd.fast.compile(sd)          # GPUs and long series: PyTorch's own compiler
 
 PyTorch's convolutions and matrix products run on oneDNN, which wants weights in blocks of its own
