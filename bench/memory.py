@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from models import img2img_pipeline, load_diffusers, make_weights
+from models import diffusers_img2img, load_diffusers, make_weights
 from process import alone, most_resident, resident, start_anew
 
 import minisd
@@ -54,14 +54,7 @@ def job(which: str, path: Path, dtype: torch.dtype, what: str) -> tuple[int, int
             settings = {"steps": 2, "strength": 1.0, "sampler": "ddim", "seed": 0}
             minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
         else:
-            img2img_pipeline(unet, vae)(
-                image=picture,
-                strength=1.0,
-                prompt_embeds=states[:1].to(dtype),
-                negative_prompt_embeds=states[1:].to(dtype),
-                guidance_scale=7.5,
-                num_inference_steps=2,
-            )
+            diffusers_img2img(unet, vae, dtype)(picture, states, steps=2)
     return loaded, most_resident() - before
 
 

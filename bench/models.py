@@ -3,12 +3,14 @@
 import gc
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as convert
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -53,11 +55,11 @@ def load_diffusers(path: Path, device, dtype):
     }
     with torch.device("meta"):
         unet = diffusers_unet(shapes["unet"], facts.get("unet_heads", 8))
-        widths = read_vae(shapes["vae"])["widths"]
-        n, blocks = len(widths), read_vae(shapes["vae"])["blocks"]
+        size = read_vae(shapes["vae"])
+        n = len(size["widths"])
         vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, latent_channels=4,
-            up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=widths,
-            layers_per_block=blocks)  # fmt: skip
+            up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=size["widths"],
+            layers_per_block=size["blocks"])  # fmt: skip
     parts = [
         (unet, convert.convert_ldm_unet_checkpoint(state, unet.config)),
         (vae, convert.convert_ldm_vae_checkpoint(state, vae.config)),
@@ -99,8 +101,9 @@ def diffusers_unet(shapes: dict[str, tuple[int, ...]], heads: int) -> UNet2DCond
     )
 
 
-def img2img_pipeline(unet, vae):
-    """diffusers' img2img by DDIM on SD's schedule; it wants text states for prompts."""
+def diffusers_img2img(unet, vae, dtype) -> Callable:
+    """(picture, text states of prompt and negative prompt, steps) -> picture: diffusers' img2img by
+    DDIM on SD's schedule, at strength 1."""
     from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -109,4 +112,17 @@ def img2img_pipeline(unet, vae):
         vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+
+    def run(picture: Image.Image, states: torch.Tensor, steps: int) -> Image.Image:
+        (image,) = pipe(
+            image=picture,
+            strength=1.0,
+            prompt_embeds=states[:1].to(dtype),
+            negative_prompt_embeds=states[1:].to(dtype),
+            num_inference_steps=steps,
+            guidance_scale=7.5,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+        return image
+
+    return run

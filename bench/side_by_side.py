@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import others
 from load import loading
-from models import img2img_pipeline, load_diffusers, make_weights
+from models import diffusers_img2img, load_diffusers, make_weights
 from process import alone
 
 import minisd
@@ -208,7 +208,7 @@ def whole_runs(sd, unet, vae, size: int, dtype) -> dict[str, Callable]:
     img2img computes something else, so DDIM it is; it runs the same timesteps.)"""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    pipe = img2img_pipeline(unet, vae)
+    theirs = diffusers_img2img(unet, vae, dtype)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()  # as minisd
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
     states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
@@ -219,16 +219,7 @@ def whole_runs(sd, unet, vae, size: int, dtype) -> dict[str, Callable]:
         return torch.from_numpy(np.array(result.image)).float()
 
     def diffusers() -> torch.Tensor:
-        (image,) = pipe(
-            image=picture,
-            strength=1.0,
-            prompt_embeds=states[:1].to(dtype),
-            negative_prompt_embeds=states[1:].to(dtype),
-            num_inference_steps=20,
-            guidance_scale=7.5,
-            generator=torch.Generator().manual_seed(0),
-        ).images
-        return torch.from_numpy(np.array(image)).float()
+        return torch.from_numpy(np.array(theirs(picture, states, steps=20))).float()
 
     return {"minisd": ours, "diffusers": diffusers}
 
