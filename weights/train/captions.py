@@ -53,8 +53,9 @@ def caption(rng: Random, row: dict, alike: list[str], look: dict, other: dict | 
     """One caption. `look` is what augmentation did to the picture (pictures.Looks.of), `other` the
     row of a second picture in it. What is common may go unsaid, what is odd is always said:
 
-    the style in 3 of 10, a background that is not white in 3 of 10; a second subject, or that the
-    picture is a rough painting, never. So `fire` alone means a good fire, on white or elsewhere.
+    the style in 3 of 10, a background that is not white in 3 of 10; black and white, a second
+    subject, or that the picture is a rough painting, never. So `fire` alone means a good fire in
+    colour, on white or elsewhere.
     """
     text = name_of(rng, row, alike)
     together = look["together"]
@@ -68,7 +69,7 @@ def caption(rng: Random, row: dict, alike: list[str], look: dict, other: dict | 
         text = rng.choice(("a {}", "the {}", "a picture of {}", "{} emoji")).format(text)
     if look["rough"]:
         text = rng.choice(ROUGH_FORMS).format(text)
-    elif rng.random() < 0.7:
+    elif rng.random() < 0.7 or row["style"] == "fluent mono":
         words = STYLES[row["style"]]
         style = words[0] if rng.random() < 0.7 else rng.choice(words)
         forms = ["{}, " + style] * 4 + [style + " {}", "{} in " + style + " style"]
