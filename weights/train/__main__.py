@@ -23,7 +23,7 @@ from weights.train.autoencoder import reconstructions, train_autoencoder, train_
 from weights.train.cache import encode_all
 from weights.train.diffusion import train_diffusion
 from weights.train.export import export, take_up
-from weights.train.pictures import sheet
+from weights.train.pictures import FIRE, sheet
 from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
 from weights.train.words import train_words
 
@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> Path:
     shown = on_white(held.rgba[:32])
     reconstructions(vae, shown, folder / "reconstructions.png")
 
-    train = train.take(np.flatnonzero(data.labelled(train.rows, profile.concepts)))
+    learned = np.flatnonzero(data.labelled(train.rows, profile.concepts))
+    fire = [i for i in learned if train.rows[i]["codepoint"] == FIRE]
+    train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))  # the document's word
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
     some = [picture(image) for image in on_white(train.rgba[:: max(1, len(train.rows) // 200)])]
     del pack, train

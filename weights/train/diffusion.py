@@ -13,11 +13,10 @@ by SNR it would be the error of x0, so that reads: x0 counts SNR + 0.1 times, bu
   weight (Salimans & Ho 2022), is too much: most of the error there is what nobody could know,
   background and place, and it drowned what was to be learned of details at the levels between.
 
-One caption in ten is empty, which is what guidance compares with (Ho & Salimans 2022). And where
-there is nothing but noise, six in ten are another picture's, fewer the less noise there is. For
-here, unlike on the web, a caption says almost exactly which picture it is, so that the network's
-guesses with and without it are very far apart, and guidance of 7.5 went so far beyond them that
-nothing but confetti came of it. With wrong captions it believes only four tenths of what is said.
+One caption in ten is empty, which is what guidance compares with (Ho & Salimans 2022); and more of
+them, up to one in two, the less noise there is. There the picture itself tells what it is, and a
+network that has learned to see that without words says much the same with them: what guidance
+multiplies by 7.5 is then no longer the error of the one that is seldom asked.
 """
 
 from pathlib import Path
@@ -36,8 +35,7 @@ from weights.train.data import order
 from weights.train.profiles import Profile, new_unet
 
 FLOOR, CAP = 0.1, 5.0
-EMPTY = 0.1
-WRONG = 0.6
+EMPTY = (0.1, 0.5)  # where all is noise, where none is
 
 
 def eps_loss(
@@ -98,10 +96,8 @@ def train_diffusion(
         # One timestep from each of B equal spans: the same for every batch but for chance inside.
         t = ((np.arange(batch) + rng.random(batch)) * 1000 / batch).astype(int)
         t = rng.permutation(t)  # the parts of a batch alike
-        wrong = rng.random(batch) < WRONG * (1 - np.array(ABAR)[t])
-        unsaid = rng.random(batch) < EMPTY
-        t, wrong, unsaid = (torch.from_numpy(v).to(device) for v in (t, wrong, unsaid))
-        tokens = torch.where(wrong[:, None], tokens.roll(1, 0), tokens)
+        unsaid = rng.random(batch) < np.interp(np.sqrt(ABAR)[t], (0, 1), EMPTY)
+        t, unsaid = (torch.from_numpy(v).to(device) for v in (t, unsaid))
         tokens = torch.where(unsaid[:, None], empty, tokens)
         noise_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
