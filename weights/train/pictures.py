@@ -93,7 +93,7 @@ class Stylist:
         self.flip = np.array([may_flip(row) for row in rows])
         self.rest = {style: np.flatnonzero(self.style == style) for style in set(self.style)}
         self.fire = {row["style"]: i for i, row in enumerate(rows) if row["codepoint"] == FIRE}
-        self.burns = np.array([row["codepoint"] == FIRE for row in rows])
+        self.code = np.array([row["codepoint"] for row in rows])
         alone = {"symbols", "flags"}
         self.social = np.array([row["group"] not in alone for row in rows])
 
@@ -106,7 +106,7 @@ class Stylist:
         uniform = rng.uniform
 
         kind = rng.choice(5, n, p=(0.60, 0.10, 0.08, 0.10, 0.12))
-        kind[self.burns[which] & (uniform(size=n) < 0.5)] = 4  # the document's drawing: a fireplace
+        kind[(self.code[which] == FIRE) & (uniform(size=n) < 0.5)] = 4  # in a fireplace
         kind[plain] = 0
         together = rng.choice(4, n, p=(0.91, 0.03, 0.04, 0.02))
         together[plain | ~self.social[which]] = 0
@@ -116,7 +116,7 @@ class Stylist:
             other[i] = rng.choice(self.rest[style])
             if together[i] == 3:
                 other[i] = self.fire.get(style, which[i])
-            if other[i] == which[i] or not self.social[other[i]]:
+            if self.code[other[i]] == self.code[which[i]] or not self.social[other[i]]:
                 together[i], other[i] = 0, which[i]
         chance = np.select([kind == 4, kind == 0], [0.6, 0.06], 0.2)
         rough = (uniform(size=n) < chance) & ~lines & (together == 0) & ~plain
