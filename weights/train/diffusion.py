@@ -14,9 +14,11 @@ by SNR it would be the error of x0, so that reads: x0 counts SNR + 0.1 times, bu
   background and place, and it drowned what was to be learned of details at the levels between.
 
 One caption in ten is empty, which is what guidance compares with (Ho & Salimans 2022); and more of
-them, up to one in two, the less noise there is. There the picture itself tells what it is, and a
-network that has learned to see that without words says much the same with them: what guidance
-multiplies by 7.5 is then no longer the error of the one that is seldom asked.
+them, up to one in two, the less noise there is. Of the rest, more and more are another picture's
+from sigma 2 down: where the picture itself tells what it is, the network learns not to listen.
+Otherwise guidance of 7.5 multiplies, step after step, what a small network says differently with
+words and without, and draws confetti. Above sigma 1 the same guidance does nothing but good
+(Kynkaanniemi et al. 2024 switch it off below; here that is learned, and the sampler is SD's).
 """
 
 from pathlib import Path
@@ -36,6 +38,7 @@ from weights.train.profiles import Profile, new_unet
 
 FLOOR, CAP = 0.1, 5.0
 EMPTY = (0.1, 0.5)  # where all is noise, where none is
+WRONG = (0.45, 0.9)  # sqrt(abar), sigma 2 and 0.5: from where, and from where on nine in ten
 
 
 def eps_loss(
@@ -96,8 +99,11 @@ def train_diffusion(
         # One timestep from each of B equal spans: the same for every batch but for chance inside.
         t = ((np.arange(batch) + rng.random(batch)) * 1000 / batch).astype(int)
         t = rng.permutation(t)  # the parts of a batch alike
-        unsaid = rng.random(batch) < np.interp(np.sqrt(ABAR)[t], (0, 1), EMPTY)
-        t, unsaid = (torch.from_numpy(v).to(device) for v in (t, unsaid))
+        clear = np.sqrt(ABAR)[t]
+        unsaid = rng.random(batch) < np.interp(clear, (0, 1), EMPTY)
+        wrong = rng.random(batch) < np.interp(clear, WRONG, (0, 0.9))
+        t, unsaid, wrong = (torch.from_numpy(v).to(device) for v in (t, unsaid, wrong))
+        tokens = torch.where(wrong[:, None], tokens.roll(1, 0), tokens)
         tokens = torch.where(unsaid[:, None], empty, tokens)
         noise_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
