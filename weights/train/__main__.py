@@ -23,7 +23,7 @@ from weights.train.autoencoder import reconstructions, train_autoencoder, train_
 from weights.train.cache import encode_all
 from weights.train.diffusion import train_diffusion
 from weights.train.export import export, take_up
-from weights.train.pictures import FIRE, sheet
+from weights.train.pictures import FIRE, Stylist, draw, sheet
 from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
 from weights.train.words import train_words
 
@@ -81,7 +81,13 @@ def main(argv: list[str] | None = None) -> Path:
     fire = [i for i in learned if train.rows[i]["codepoint"] == FIRE]
     train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))  # the document's word
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
-    some = [picture(image) for image in on_white(train.rgba[:: max(1, len(train.rows) // 200)])]
+    some = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // 200)))
+    looks = Stylist(some.rows)(each := np.arange(len(some.rows)), np.random.default_rng(args.seed))
+    some = [
+        picture(image)
+        for images in (on_white(some.rgba), draw(some, each, looks))
+        for image in images
+    ]
     del pack, train
     text = new_text_encoder(profile) if took_up else train_words(cache, profile, folder, args.seed)
     models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, took_up)
