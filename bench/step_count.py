@@ -1,11 +1,12 @@
 """Does img2img settle as steps are added? And what makes 29 steps another picture than 30?
 
-    python bench/step_count.py FOLDER       # about half an hour on one core; can be interrupted
+    python bench/step_count.py FOLDER       # a quarter of an hour on one core; can be interrupted
 
 The document says: "Unlike txt2img, adding steps will continuously change the resulting image and
 it will not converge", and of 29 against 30 steps that this comes of "a difference in the
 de-noising schedule". Here both are measured on minisd's own weights, with the document's prompt,
-seed, strength and guidance on the drawing docs/pictures/fire-sketch.png.
+seed, strength and guidance on docs/pictures/fire-sketch.png, which leaves much open, or another
+drawing (--drawing; the document's own is tests/seed/fire-drawing.png).
 
 FOLDER gets the pictures, settle.png (a copy is in docs/pictures) and the text that is printed.
 """
@@ -20,6 +21,7 @@ from PIL import Image
 
 import minisd
 from minisd.cli.outputs import open_folder
+from minisd.images import open_image, resize
 from minisd.img2img import Result
 from minisd.schedule import sigma_to_t, t_to_sigma
 from minisd.trace import runs as several
@@ -32,18 +34,18 @@ SEEDS = [1592514025, 1, 2, 3, 4, 5]
 DENSE = range(10, 42)
 PAIRS = [60, 80, 120, 160, 240, 320]  # and each of these and one more
 MOST = 640
-KINDS = {  # what is drawn, as switches
-    "img2img, k_lms": ["-I", str(SKETCH), "--fit", "-f", "0.7"],
-    "txt2img, k_lms": [],
-    "img2img, k_euler_a": ["-I", str(SKETCH), "--fit", "-f", "0.7", "-A", "k_euler_a"],
-}
+IMG2IMG = ["--fit", "-f", "0.7", "-I"]  # and the drawing
 
 
-def settle(folder: Path) -> None:
+def settle(folder: Path, drawing: Path) -> None:
     """How far a picture is from that of one step more, and from that of very many."""
     counts = sorted({*DENSE, *PAIRS, *(n + 1 for n in PAIRS), MOST})
     next_one, to_most = [], []
-    for name, switches in KINDS.items():
+    for name, switches in (
+        ("img2img, k_lms", [*IMG2IMG, str(drawing)]),
+        ("txt2img, k_lms", []),
+        ("img2img, k_euler_a", ["-A", "k_euler_a", *IMG2IMG, str(drawing)]),
+    ):
         parser = argparse.ArgumentParser()
         several.configure(parser)
         seeds, steps = ",".join(map(str, SEEDS)), ",".join(map(str, counts))
@@ -83,21 +85,21 @@ def settle(folder: Path) -> None:
     column(charts, margin=10).save(folder / "settle.png")
 
 
-def two_causes() -> None:
+def two_causes(drawing: Path) -> None:
     """29 steps go in at another noise level than 30, and take one step less. Which is it?
 
     All four combinations, on grids even in t as the model's is: a change of the entry alone, of the
     number of steps alone, of both.
     """
     sd = minisd.load()
-    sketch = Image.open(SKETCH).resize((sd.native_size, sd.native_size), Image.Resampling.LANCZOS)
+    image = resize(open_image(drawing), (sd.native_size, sd.native_size))
     entries = {n: plan(n, 0.7) for n in (29, 30)}
 
     def drawn(entry: int, run: int, seed: int) -> Result:
         top = sigma_to_t(entries[entry].sigma)
         grid = [t_to_sigma(t) for t in np.linspace(top, 0, entries[run].run)] + [0.0]
         return minisd.img2img(
-            sd, "fire", sketch, strength=1, steps=len(grid) - 1, schedule=lambda _: grid, seed=seed
+            sd, "fire", image, strength=1, steps=len(grid) - 1, schedule=lambda _: grid, seed=seed
         )
 
     print("\n29 against 30 steps, strength 0.7: distance of the pictures, of 255 levels")
@@ -117,6 +119,7 @@ def two_causes() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    folder = open_folder(parser.parse_args().folder)
-    two_causes()
-    settle(folder)
+    parser.add_argument("--drawing", type=Path, default=SKETCH)
+    args = parser.parse_args()
+    two_causes(args.drawing)
+    settle(open_folder(args.folder), args.drawing)
