@@ -123,7 +123,7 @@ def bundled_weights() -> Path:
     """The weights that come with minisd: in the package if installed, beside it in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "weights", package.parent / "weights"):
-        if (path := folder / "emoji-starter.safetensors").exists():
+        if (path := folder / "emoji.safetensors").exists():
             return path
     raise CheckpointError("minisd's own weights are missing: install it again, or name a file")
 

@@ -337,8 +337,9 @@ def test_the_documented_commands_make_the_documented_pictures(tmp_path, monkeypa
     two runs part that grows: so a mean difference of 4 levels of 255 is let pass."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minisd.checkpoint.load", lambda *_, **__: emoji)
-    (tmp_path / "docs/pictures").mkdir(parents=True)
-    shutil.copy(REPO / "docs/pictures/fire-sketch.png", "docs/pictures")
+    for drawing in ("docs/pictures/fire-sketch.png", "tests/seed/fire-drawing.png"):
+        (tmp_path / drawing).parent.mkdir(parents=True)
+        shutil.copy(REPO / drawing, drawing)
     for line in documented():
         words = shlex.split(line, comments=True)
         if words[0] == "cp":
