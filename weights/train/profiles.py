@@ -79,7 +79,7 @@ PROFILES = {
         autoencoder=Stage(batch=16, lr=1e-3, minutes=40, warmup=50),
         decoder=Stage(batch=16, lr=5e-4, minutes=15, warmup=50),
         words=Stage(batch=512, lr=1e-3, minutes=5, warmup=50, average=0.99),
-        diffusion=Stage(batch=64, lr=1e-3, minutes=150, average=0.998),
+        diffusion=Stage(batch=64, lr=1e-3, minutes=250, average=0.998),
         variants=6,
         concepts="everyday.txt",
     ),
