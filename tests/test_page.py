@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -164,11 +163,9 @@ def test_distance_grows_with_strength(emoji, sketch):
 
 
 def test_the_prompt_makes_a_big_difference(emoji, sketch):
-    """More than the seed does, on average of four seeds."""
+    """More than the seed does."""
     settings = {"steps": 20, "strength": 0.8, "guidance": 4}
-    fires, trees = (
-        [minisd.img2img(emoji, words, sketch, seed=s, **settings).image for s in (1, 2, 3, 4)]
-        for words in ("fire, 3d", "deciduous tree, noto")
-    )
-    by_prompt = np.mean([distance(*pair) for pair in zip(fires, trees)])
-    assert by_prompt > np.mean([distance(*pair) for pair in combinations(fires, 2)])
+    fire = [minisd.img2img(emoji, "fire, 3d", sketch, seed=s, **settings).image for s in (1, 2, 3)]
+    tree = minisd.img2img(emoji, "deciduous tree, noto", sketch, seed=1, **settings).image
+    seeds = [distance(fire[0], other) for other in fire[1:]]
+    assert distance(fire[0], tree) > max(seeds)
