@@ -32,6 +32,7 @@ SAMPLERS = {
     "k_euler": k_euler,
 }
 STEPS, STRENGTH, GUIDANCES, SEEDS = 50, 0.1, (7.5, 15.0), range(3)
+ENLARGED = 16  # times, the differences that are shown
 
 
 def gains() -> str:
@@ -96,10 +97,10 @@ def main() -> None:
             for name, difference in differences.items():
                 distances[name].append(127.5 * difference.pow(2).mean().sqrt().item())
             if seed == SEEDS[0]:
-                shown = decoded | {f"{name} -": 16 * d for name, d in differences.items()}
+                shown = decoded | {f"{name} -": ENLARGED * d for name, d in differences.items()}
         y = top + row * (2 * size + 40)
         parts.append(f'<text x="10" y="{y + 60}">guidance {guidance:g}</text>')
-        parts.append(f'<text x="10" y="{y + size + 90}">less exact, x 16</text>')
+        parts.append(f'<text x="10" y="{y + size + 90}">less exact, x {ENLARGED}</text>')
         for column, name in enumerate(decoded):
             x = left + column * (size + gap)
             parts.append(image_tag(to_pil(shown[name]), x, y, size))

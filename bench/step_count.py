@@ -34,18 +34,19 @@ SEEDS = [1592514025, 1, 2, 3, 4, 5]
 DENSE = range(10, 42)
 PAIRS = [60, 80, 120, 160, 240, 320]  # and each of these and one more
 MOST = 640
-IMG2IMG = ["--fit", "-f", "0.7", "-I"]  # and the drawing
 
 
 def settle(folder: Path, drawing: Path) -> None:
     """How far a picture is from that of one step more, and from that of very many."""
     counts = sorted({*DENSE, *PAIRS, *(n + 1 for n in PAIRS), MOST})
     next_one, to_most = [], []
-    for name, switches in (
-        ("img2img, k_lms", [*IMG2IMG, str(drawing)]),
-        ("txt2img, k_lms", []),
-        ("img2img, k_euler_a", ["-A", "k_euler_a", *IMG2IMG, str(drawing)]),
-    ):
+    img2img = ["-I", str(drawing), "--fit", "-f", "0.7"]
+    kinds = {  # what is drawn, as switches
+        "img2img, k_lms": img2img,
+        "txt2img, k_lms": [],
+        "img2img, k_euler_a": [*img2img, "-A", "k_euler_a"],
+    }
+    for name, switches in kinds.items():
         parser = argparse.ArgumentParser()
         several.configure(parser)
         seeds, steps = ",".join(map(str, SEEDS)), ",".join(map(str, counts))
@@ -121,5 +122,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--drawing", type=Path, default=SKETCH)
     args = parser.parse_args()
+    folder = open_folder(args.folder)
     two_causes(args.drawing)
-    settle(open_folder(args.folder), args.drawing)
+    settle(folder, args.drawing)

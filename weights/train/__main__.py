@@ -82,12 +82,7 @@ def main(argv: list[str] | None = None) -> Path:
     train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))  # the document's word
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
     some = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // 200)))
-    looks = Stylist(some.rows)(each := np.arange(len(some.rows)), np.random.default_rng(args.seed))
-    some = [
-        picture(image)
-        for images in (on_white(some.rgba), draw(some, each, looks))
-        for image in images
-    ]
+    some = [picture(image) for image in torch.cat([*plain_and_augmented(some, args.seed)])]
     del pack, train
     text = new_text_encoder(profile) if took_up else train_words(cache, profile, folder, args.seed)
     models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, took_up)
@@ -105,6 +100,13 @@ def on_white(rgba: torch.Tensor) -> torch.Tensor:
     """uint8 (B, 4, S, S) -> (B, 3, S, S) in [-1, 1]."""
     rgba = rgba.float() / 255
     return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) * 2 - 1
+
+
+def plain_and_augmented(pack: data.Pack, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pictures on white, and as augmentation makes them: (N, 3, S, S) in [-1, 1] each."""
+    everything = np.arange(len(pack.rows))
+    looks = Stylist(pack.rows)(everything, np.random.default_rng(seed))
+    return on_white(pack.rgba), draw(pack, everything, looks)
 
 
 def picture(image: torch.Tensor) -> Image.Image:

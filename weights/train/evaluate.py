@@ -31,11 +31,11 @@ import minisd
 from minisd.guidance import guided
 from minisd.images import open_image, resize, to_tensor
 from weights.train import data
-from weights.train.__main__ import on_white
+from weights.train.__main__ import on_white, plain_and_augmented
 from weights.train.autoencoder import reconstructions
 from weights.train.export import training
 from weights.train.features import Space
-from weights.train.pictures import Stylist, draw, sheet
+from weights.train.pictures import sheet
 from weights.train.profiles import PROFILES
 
 MAIN = ("fluent 3d", "fluent color", "fluent flat", "noto", "fluent mono")
@@ -141,13 +141,8 @@ def by_checksum(items: list, key) -> list:
 
 @torch.inference_mode()
 def judge_autoencoder(sd, held: data.Pack, out: Path, _: argparse.Namespace) -> dict:
-    everything = np.arange(len(held.rows))
-    looks = Stylist(held.rows)(everything, np.random.default_rng(0))
     found = {}
-    for name, images in (
-        ("on white", on_white(held.rgba)),
-        ("augmented", draw(held, everything, looks)),
-    ):
+    for name, images in zip(("on white", "augmented"), plain_and_augmented(held, seed=0)):
         back = torch.cat([sd.vae.decode(sd.vae.encode(some)) for some in images.split(32)])
         a, b = (images + 1) / 2, (back.clamp(-1, 1) + 1) / 2
         found[name] = {
