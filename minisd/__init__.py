@@ -1,38 +1,35 @@
 """minisd: Stable Diffusion 1.x, small enough to read and exact enough to trust."""
 
-import sys
-from importlib import import_module
-from types import ModuleType
+from minisd import more_samplers
+from minisd.checkpoint import CheckpointError, load
+from minisd.img2img import img2img
+from minisd.inpaint import inpaint
+from minisd.recipes import Recipe, read_recipe
+from minisd.run import Decoded, Encoded, Noised, Result
+from minisd.samplers import FACTS, SAMPLERS, Step
+from minisd.schedule import SCHEDULES, start_index
+from minisd.stable_diffusion import StableDiffusion
+from minisd.txt2img import txt2img
 
-HOME = {
-    "load": "checkpoint",
-    "StableDiffusion": "checkpoint",
-    "CheckpointError": "checkpoint",
-    "img2img": "img2img",
-    "txt2img": "txt2img",
-    "inpaint": "inpaint",
-    "SAMPLERS": "samplers",
-    "Step": "samplers",
-    "SCHEDULES": "schedule",
-    "start_index": "schedule",
-}
-__all__ = list(HOME)
+# The rooms around the core add their entries to the core's tables here.
+SAMPLERS |= more_samplers.SAMPLERS
+FACTS |= more_samplers.FACTS
 
-
-class Package(ModuleType):
-    """A module whose public names are imported when first asked for: torch takes a second."""
-
-    def __getattr__(self, name: str) -> object:
-        if name not in HOME:
-            raise AttributeError(f"module 'minisd' has no attribute {name!r}")
-        value = getattr(import_module(f"minisd.{HOME[name]}"), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the file img2img.py would bind `minisd.img2img` to it, over the function.
-        if not (name in HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = Package
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULES",
+    "CheckpointError",
+    "Decoded",
+    "Encoded",
+    "Noised",
+    "Recipe",
+    "Result",
+    "StableDiffusion",
+    "Step",
+    "img2img",
+    "inpaint",
+    "load",
+    "read_recipe",
+    "start_index",
+    "txt2img",
+]

@@ -1,30 +1,57 @@
-"""What the sampler asks: which noise is in x? Answered with classifier-free guidance."""
+"""The question that a sampler asks, "which noise is in x?", answered with classifier-free guidance.
+
+The network predicts twice: once for the prompt and once for the negative prompt (usually empty).
+Guidance moves the prediction away from the second, which exaggerates what the prompt changes.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from minisd.samplers import PredictEps
 from minisd.schedule import sigma_to_t
-from minisd.unet import UNet
+
+GuidanceRule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def guided(unet: UNet, context: Tensor, uncond: Tensor, guidance: float) -> PredictEps:
-    """`predict_eps(x, sigma)` for the prompt's text states `context`, away from those of `uncond`
-    (1 or B, 77, C).
+class Guided:
+    """`predict_eps(x, sigma) -> eps`, both (B, 4, h, w), for the text states of a prompt.
 
-    eps = eps_uncond + guidance * (eps_cond - eps_uncond): guidance 1 is the plain prediction for
-    the prompt (and half the work), more exaggerates what the prompt changes. Ho & Salimans 2022,
-    whose w is guidance - 1.
+    unet      `unet(x_in, t, context) -> eps`, which expects latents of variance 1
+    context, uncond  text states (1 or B, 77, C) of the prompt and of the negative prompt
+    guidance  a number, for eps_uncond + guidance * (eps_cond - eps_uncond); Ho & Salimans 2022,
+              whose w is guidance - 1. With 1 the network predicts for the prompt alone.
+              Or a rule of your own: a function (eps_uncond, eps_cond, x, sigma) -> eps
     """
 
-    def predict_eps(x: Tensor, sigma: float) -> Tensor:
-        x_in = x / (sigma**2 + 1) ** 0.5  # the network knows latents of variance 1
-        t = torch.full((len(x),), sigma_to_t(sigma), device=x.device)
-        cond = context.expand(len(x), -1, -1)
-        if guidance == 1:
-            return unet(x_in, t, cond)
-        both = torch.cat([uncond.expand(len(x), -1, -1), cond])  # CompVis's order
-        eps_uncond, eps_cond = unet(x_in.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return eps_uncond + guidance * (eps_cond - eps_uncond)
+    def __init__(
+        self,
+        unet: Callable[[Tensor, Tensor, Tensor], Tensor],
+        context: Tensor,
+        uncond: Tensor,
+        guidance: float | GuidanceRule,
+    ):
+        self.unet, self.context, self.uncond, self.guidance = unet, context, uncond, guidance
 
-    return predict_eps
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        if self.guidance == 1:
+            x_in, t = network_input(x, sigma)
+            return self.unet(x_in, t, self.context.expand(len(x), -1, -1))
+        eps_uncond, eps_cond = self.both(x, sigma)
+        if callable(self.guidance):
+            return self.guidance(eps_uncond, eps_cond, x, sigma)
+        return eps_uncond + self.guidance * (eps_cond - eps_uncond)
+
+    def both(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """(eps_uncond, eps_cond), computed as one batch in the order of CompVis."""
+        x_in, t = network_input(x, sigma)
+        context = torch.cat([y.expand(len(x), -1, -1) for y in (self.uncond, self.context)])
+        eps = self.unet(x_in.repeat(2, 1, 1, 1), t.repeat(2), context)
+        eps_uncond, eps_cond = eps.chunk(2)
+        return eps_uncond, eps_cond
+
+
+def network_input(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """x scaled to variance 1, and its timestep for each image: (B, 4, h, w) and (B,)."""
+    t = torch.full((len(x),), sigma_to_t(sigma), device=x.device)
+    return x / (sigma**2 + 1) ** 0.5, t

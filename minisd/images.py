@@ -1,4 +1,4 @@
-"""Pictures in and out: Pillow <-> tensors (1, 3, H, W) in [-1, 1]."""
+"""Pictures in and out: Pillow <-> tensors (B, 3, H, W) in [-1, 1]."""
 
 import warnings
 from pathlib import Path
@@ -8,67 +8,96 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+Picture = Image.Image | str | Path | np.ndarray
 
-def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """A picture of any kind as RGB, or RGBA if it can be transparent; EXIF orientation is applied.
 
-    An animation gives its first frame. Raises OSError for a file that is missing or broken,
-    ValueError for one that is too large.
+def open_image(picture: Picture) -> Image.Image:
+    """A picture as RGB, or as RGBA if it can be transparent. EXIF orientation is applied.
+
+    picture: a Pillow image, a path, or an array (H, W), (H, W, 3) or (H, W, 4), of 8-bit values or
+    of floats in 0..1. Of an animation, the first frame. Raises OSError for a file that is missing
+    or broken, ValueError for one that is too large and for an array of another form.
     """
-    if not isinstance(image, Image.Image):
-        path = image
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(path)
-                image.load()
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            most = Image.MAX_IMAGE_PIXELS
-            raise ValueError(f"{path} is too large a picture: over {most:,} pixels") from None
-        except (
-            SyntaxError,
-            ValueError,
-            EOFError,
-        ) as error:  # what Pillow says of some broken files
-            raise OSError(f"{path} is a broken picture: {error}") from None
-        except OSError as error:
-            if error.filename:  # no such file, no permission, a folder: the message is clear
-                raise
-            raise OSError(f"{path} is no picture that can be read: {error}") from None
+    if isinstance(picture, np.ndarray):
+        image = from_array(picture)
+    elif isinstance(picture, Image.Image):
+        image = picture
+    else:
+        image = read_image(picture)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255, not scale
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode == "La":
-        image = image.convert("LA")  # the one way that Pillow has for it
-    clear = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
-    return image.convert("RGBA" if clear else "RGB")
+        image = image.convert("LA")  # Pillow cannot convert La to RGBA directly
+    has_alpha = image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"{path} is too large: it has more than {limit:,} pixels") from None
+    except (SyntaxError, ValueError, EOFError) as error:  # Pillow raises these for broken files
+        raise OSError(f"{path} is a broken picture: {error}") from None
+    except OSError as error:
+        if error.filename:  # missing, not permitted, or a folder: the system's message is clear
+            raise
+        raise OSError(f"{path} cannot be read as a picture: {error}") from None
+    return image
+
+
+def from_array(values: np.ndarray) -> Image.Image:
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(f"an array must be (H, W), (H, W, 3) or (H, W, 4), not {values.shape}")
+    if np.issubdtype(values.dtype, np.floating) and values.min() >= 0 and values.max() <= 1:
+        values = (values * 255).round().astype(np.uint8)
+    if values.dtype != np.uint8:
+        span = f"{values.min()} to {values.max()}"
+        raise ValueError(f"an array must hold uint8, or floats in 0..1, not {values.dtype} {span}")
+    return Image.fromarray(values)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of an RGB or RGBA picture is, at least a little."""
+    return image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Lanczos, band by band: Pillow would erase the colours that lie under full transparency."""
+    """Lanczos, band by band: Pillow would erase the colours under full transparency."""
     bands = [band.resize(size, Image.Resampling.LANCZOS) for band in image.split()]
     return Image.merge(image.mode, bands)
 
 
 def floor_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
-    """The picture with both sides floored to `multiple`, and at least that; a warning says so."""
+    """The picture, resized so that both sides are multiples. A warning says so."""
     (w, h), (w_old, h_old) = (max(multiple, n - n % multiple) for n in image.size), image.size
     if (w, h) == image.size:
         return image
-    said = f"the image is {w_old}x{h_old}; resized to {w}x{h}, multiples of {multiple}"
-    warnings.warn(said, stacklevel=3)
+    sizes = f"the image is {w_old}x{h_old}; resized to {w}x{h}"
+    warnings.warn(f"{sizes}, multiples of {multiple}", stacklevel=3)
     return resize(image, (w, h))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(1, 3, H, W) in [-1, 1]. Colours under transparency come to light, nothing is blended."""
+    """(1, 3, H, W) in [-1, 1]. Transparency is dropped: the colours under it appear unblended."""
     values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     return values.float() / 255 * 2 - 1
 
 
+def to_pils(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W), about in [-1, 1] -> RGB, truncated to 8 bits as CompVis does."""
+    values = ((images.float() + 1) / 2).clamp(0, 1) * 255
+    pixels = values.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()  # (B, H, W, 3)
+    return [Image.fromarray(rows) for rows in pixels]
+
+
 def to_pil(image: Tensor) -> Image.Image:
-    """(1, 3, H, W) about in [-1, 1] -> RGB, truncated to 8 bits as CompVis does it."""
-    values = ((image.float() + 1) / 2).clamp(0, 1) * 255
-    return Image.fromarray(values[0].permute(1, 2, 0).to("cpu", torch.uint8).numpy())
+    """(1, 3, H, W), about in [-1, 1] -> RGB."""
+    return to_pils(image)[0]

@@ -1,9 +1,9 @@
-"""How noisy a latent is, and the lists of noise levels ("grids") that a sampler walks down.
+"""Noise levels, and the schedules (lists of noise levels) that a sampler goes down.
 
-A latent on its way is `x = x0 + sigma * noise`, so sigma is the noise's standard deviation in units
-of the latent's own. The papers count the same thing as abar, the share of variance that is still
-picture: `abar = 1 / (sigma^2 + 1)`. The network was trained on 1000 levels, t = 0 (almost clean) to
-999 (almost noise).
+A latent on its way is `x = x0 + sigma * noise`. The noise level sigma is the standard deviation of
+the noise, in units of the clean latent's own. The papers measure the same thing as abar, the share
+of the variance that is still picture: `abar = 1 / (sigma^2 + 1)`. The network was trained on 1000
+levels, from t = 0 (almost clean) to t = 999 (almost pure noise).
 """
 
 import math
@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-# SD 1.x's training schedule, linear in sqrt(beta). CompVis: make_beta_schedule, with what is in
-# configs/stable-diffusion/v1-inference.yaml. In float64: float32 is 1e-5 off at t = 0.
+Schedule = Callable[[int], list[float]]
+
+# SD 1.x's training schedule, linear in sqrt(beta). CompVis: make_beta_schedule, with the numbers of
+# configs/stable-diffusion/v1-inference.yaml. In float64: float32 is off by 1e-5 at t = 0.
 BETAS = np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2  # (1000,)
 ABAR = np.cumprod(1 - BETAS)  # (1000,)  0.9991 ... 0.0047
 SIGMAS = np.sqrt((1 - ABAR) / ABAR)  # (1000,)  0.0292 ... 14.6146
@@ -21,17 +23,17 @@ LOG_SIGMAS = np.log(SIGMAS)
 
 
 def t_to_sigma(t: float) -> float:
-    """Noise level at timestep t in 0..999; between two, linear in log sigma as in k-diffusion."""
+    """Noise level at timestep t in 0..999; linear in log sigma between two, as in k-diffusion."""
     return math.exp(np.interp(t, np.arange(1000), LOG_SIGMAS))
 
 
 def sigma_to_t(sigma: float) -> float:
-    """Timestep, mostly fractional, at which the network expects this sigma; clamped to 0..999."""
+    """The timestep, usually fractional, at which the network expects this sigma; within 0..999."""
     return float(np.interp(math.log(max(sigma, SIGMAS[0])), LOG_SIGMAS, np.arange(1000)))
 
 
 def model(steps: int) -> list[float]:
-    """Sigmas at `steps` timesteps evenly from 999 to 0 (14.61 to 0.0292), then 0.
+    """Sigmas at `steps` timesteps, evenly from 999 to 0 (14.61 to 0.0292), then 0.
 
     k-diffusion: DiscreteSchedule.get_sigmas.
     """
@@ -39,7 +41,7 @@ def model(steps: int) -> list[float]:
 
 
 def karras(steps: int, rho: float = 7.0) -> list[float]:
-    """Sigmas even in sigma^(1/rho) between the model's own extremes, 14.61 and 0.0292, then 0.
+    """Sigmas evenly spaced in sigma^(1/rho) from 14.61 to 0.0292, then 0.
 
     Karras et al. 2022, equation 5.
     """
@@ -48,9 +50,9 @@ def karras(steps: int, rho: float = 7.0) -> list[float]:
 
 
 def exponential(steps: int) -> list[float]:
-    """Sigmas even in log sigma between the model's own extremes, 14.61 and 0.0292, then 0.
+    """Sigmas evenly spaced in log sigma from 14.61 to 0.0292, then 0.
 
-    k-diffusion: get_sigmas_exponential; "uniform logSNR" in DPM-Solver's papers.
+    k-diffusion: get_sigmas_exponential; "uniform logSNR" in the papers on DPM-Solver.
     """
     logs = np.linspace(LOG_SIGMAS[-1], LOG_SIGMAS[0], check_steps(steps))
     return [math.exp(log) for log in logs] + [0.0]
@@ -59,16 +61,16 @@ def exponential(steps: int) -> list[float]:
 def ddim(steps: int) -> list[float]:
     """Sigmas at t = 1 + i * (1000 // steps), highest first, then that of t = 0: 0.0292, not 0.
 
-    CompVis: make_ddim_timesteps and make_ddim_sampling_parameters, but always with exactly `steps`
-    steps: the original runs 31 when asked for 30, and leaves the table for 110.
+    CompVis: make_ddim_timesteps and make_ddim_sampling_parameters. Unlike the original it always
+    has `steps` steps: the original runs 31 when asked for 30, and fails for 110.
     """
     if check_steps(steps) > 999:
-        raise ValueError(f"the ddim schedule has room for 1 to 999 steps, not {steps}")
+        raise ValueError(f"the ddim schedule can have 1 to 999 steps, not {steps}")
     timesteps = [1 + i * (1000 // steps) for i in range(steps)]
     return [float(SIGMAS[t]) for t in reversed(timesteps)] + [float(SIGMAS[0])]
 
 
-SCHEDULES: dict[str, Callable[[int], list[float]]] = {
+SCHEDULES: dict[str, Schedule] = {
     "model": model,
     "karras": karras,
     "exponential": exponential,
@@ -76,36 +78,21 @@ SCHEDULES: dict[str, Callable[[int], list[float]]] = {
 }
 
 
-def start_index(steps: int, strength: float) -> int:
-    """Where img2img enters a grid of `steps` steps: it drops these, runs floor(steps * strength).
+def default_schedule(sampler: object) -> str:
+    """The name of the schedule that a sampler uses if none is chosen."""
+    return "ddim" if sampler == "ddim" else "model"
 
-    strength 0 runs no step, 1 runs all. The product is rounded first: 0.58 * 50 is 28.99...
+
+def start_index(steps: int, strength: float) -> int:
+    """How many of `steps` steps img2img skips; it runs the other floor(steps * strength).
+
+    Strength 0 runs none, 1 runs all. The product is rounded first, because 0.58 * 50 is 28.99...
     """
     if not 0 <= strength <= 1:
         raise ValueError(
-            f"strength must lie between 0 (keep the image) and 1 (ignore it), not {strength}"
+            f"strength must be between 0 (keep the image) and 1 (ignore it), not {strength}"
         )
     return check_steps(steps) - math.floor(round(steps * strength, 9))
-
-
-def steps_after(run: int, strength: float, most: int = 10_000) -> int:
-    """How many steps to ask for, so that `run` of them are run at this strength.
-
-    The smallest count of which start_index leaves `run` steps: run / strength, rounded up. Of all
-    such counts, its share run / steps is nearest to the strength, so the noise put in is too. Above
-    strength 0 there always is one, since one step more asked is one step more run, or none.
-    ValueError where it would be over `most`, and at strength 0, which never runs a step.
-    """
-    check_steps(run)
-    start_index(1, strength)  # raises ValueError for a strength that is none
-    steps = math.ceil(round(run / strength, 9)) if strength * most >= run else most + 1
-    while steps <= most and steps - start_index(steps, strength) < run:
-        steps += 1  # the product's rounding and the quotient's may differ by one
-    if steps > most:
-        longest = most - start_index(most, strength)
-        said = f"no count up to {most} runs {run} steps at strength {strength}"
-        raise ValueError(f"{said}: {most} run {longest}")
-    return steps
 
 
 def check_steps(steps: int) -> int:

@@ -5,37 +5,30 @@ import warnings
 from pathlib import Path
 
 import ftfy
+import tokenizers
 import torch
-from tokenizers import (
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-)
-from tokenizers import (
-    Tokenizer as FastTokenizer,
-)
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+VOCABULARY = 49408  # token ids
 START, END = 49406, 49407
-LENGTH = 77  # places in the text encoder: start, up to 75 tokens, end
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # digits go one by one
+LENGTH = 77  # token ids of a prompt: start, up to 75 of the text, end
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # each digit is a word
 
 
 class Tokenizer:
-    """OpenAI's simple_tokenizer.py in the form that SD 1.x used, Hugging Face's CLIPTokenizer."""
+    """OpenAI's simple_tokenizer.py, as Hugging Face's CLIPTokenizer has it: SD 1.x uses it."""
 
     def __init__(self) -> None:
-        path = Path(__file__).parent / "clip" / "bpe_simple_vocab_16e6.txt.gz"
+        path = Path(__file__).parent / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+        merges = [(a, b) for a, b in map(str.split, lines[1 : 49152 - 256 - 2 + 1])]
         symbols = byte_symbols()
         words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges)]
         vocabulary = {
             word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])
         }
-        self.bpe = FastTokenizer(
+        self.bpe = tokenizers.Tokenizer(
             models.BPE(vocabulary, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"),
         )
         self.bpe.normalizer = normalizers.Sequence(
@@ -51,19 +44,24 @@ class Tokenizer:
         self.bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text of any length, without start and end. ftfy cleans it, as in SD."""
+        """Token ids of a text of any length, without start and end. ftfy cleans it, as SD does."""
         return self.bpe.encode(ftfy.fix_text(text), add_special_tokens=False).ids
 
     def words(self, ids: list[int]) -> str:
+        """The text that these token ids stand for."""
         return self.bpe.decode(ids).replace("</w>", " ").strip()
 
     def frame(self, ids: list[int]) -> list[int]:
-        """Start, up to 75 tokens, and the end token to the last of 77 places (OpenAI's own pads
-        with 0). What does not fit is cut off, with a warning that names it."""
+        """77 token ids: start, up to 75 of the text, and end repeated (OpenAI's own pads with 0).
+
+        A longer text is cut, with a warning that shows what is lost.
+        """
         kept, cut = ids[: LENGTH - 2], ids[LENGTH - 2 :]
         if cut:
-            said = f"the prompt is {len(cut)} tokens too long; cut off: {self.words(cut)!r}"
-            warnings.warn(said, stacklevel=3)
+            lost = self.words(cut)
+            warnings.warn(
+                f"the prompt is {len(cut)} tokens too long; cut off: {lost!r}", stacklevel=3
+            )
         return [START, *kept] + [END] * (LENGTH - 1 - len(kept))
 
     def __call__(self, prompts: list[str]) -> Tensor:
@@ -72,10 +70,6 @@ class Tokenizer:
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each byte, in the vocabulary's order: first those that have one."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    """A printable character for each byte, in the vocabulary's order: printable ones first."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # !-~ ¡-¬ ®-ÿ
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

@@ -1,23 +1,26 @@
-"""Text to image: img2img without the image, from noise alone. Read img2img.py first."""
+"""Text-to-image: img2img without the image, from noise alone. Read img2img.py first."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from minisd.checkpoint import StableDiffusion
-from minisd.guidance import guided
-from minisd.images import to_pil
-from minisd.img2img import (
+from minisd.guidance import GuidanceRule, Guided
+from minisd.images import to_pils
+from minisd.run import (
+    Decoded,
+    Noised,
     Observer,
     Result,
-    Sampler,
-    Schedule,
     choose,
     draw_noise,
-    generator,
-    nobody,
+    ignore,
     random_stream,
+    seeded,
 )
-from minisd.schedule import check_steps
+from minisd.samplers import Sampler
+from minisd.schedule import Schedule, check_steps
+from minisd.stable_diffusion import StableDiffusion
 
 
 @torch.inference_mode()
@@ -28,40 +31,41 @@ def txt2img(
     width: int | None = None,
     height: int | None = None,
     steps: int = 50,
-    sampler: Sampler = "k_lms",
-    schedule: Schedule = None,
-    guidance: float = 7.5,
-    seed: int | None = None,
+    sampler: str | Sampler = "k_lms",
+    schedule: str | Schedule | None = None,
+    guidance: float | str | GuidanceRule = 7.5,
+    seed: int | Sequence[int] | None = None,
     negative_prompt: str | Tensor = "",
     noise: Tensor | None = None,
     observe: Observer | None = None,
 ) -> Result:
-    """Draw what `prompt` says, `width` x `height` pixels (None: the model's native size).
+    """Draw what `prompt` says, `width` x `height` pixels. None is the model's native size.
 
-    Both must be multiples of `sd.multiple`. All else is as in img2img, whose strength 1 differs in
-    that 7 % of the image are left in it; "noised" shows an x0 of zeros, and there is no "encoded".
+    Both must be multiples of `sd.multiple`. The other arguments are those of img2img. There is no
+    Encoded event, and Noised has an x0 of zeros. (img2img at strength 1 is not quite the same: 7 %
+    of the image's amplitude remain.)
     """
-    observe = observe or nobody
     width, height = width or sd.native_size, height or sd.native_size
     if min(width, height) < 1 or width % sd.multiple or height % sd.multiple:
         sides = f"multiples of {sd.multiple} for this model"
         raise ValueError(f"width and height must be {sides}, not {width}x{height}")
-    sample, grid = choose(sampler, schedule)
-    sigmas = grid(check_steps(steps))
-    rng, seed = generator(seed)
+    sample, schedule, guidance = choose(sampler, schedule, guidance)
+    sigmas = schedule(check_steps(steps))
+    rngs, seeds = seeded(seed)
+    observe = observe or ignore
 
     x0 = torch.zeros(1, 4, height // sd.vae.factor, width // sd.vae.factor, device=sd.device)
-    noise = draw_noise(x0, rng, noise)
-    x = x0 + sigmas[0] * noise  # there is no picture: noise is all there is
-    observe("noised", x0=x0, noise=noise, sigma=sigmas[0], x=x)
+    noise = draw_noise(x0, rngs, noise)
+    x = x0 + sigmas[0] * noise  # there is no picture, only noise
+    observe(Noised(x0, noise, sigmas[0], x))
 
     context, uncond = sd.text_states(prompt), sd.text_states(negative_prompt)
-    predict_eps = guided(sd.unet, context, uncond, guidance)
-    for step in sample(predict_eps, x, sigmas, **random_stream(sample, rng)):
-        observe("step", step=step)
+    predict_eps = Guided(sd.unet, context, uncond, guidance)
+    for step in sample(predict_eps, x, sigmas, **random_stream(sample, rngs)):
+        observe(step)
         x = step.x_next
 
     latent = x / (sigmas[-1] ** 2 + 1) ** 0.5
     decoded = sd.vae.decode(latent)
-    observe("decoded", image=decoded)
-    return Result(to_pil(decoded), latent, seed)
+    observe(Decoded(decoded))
+    return Result(to_pils(decoded), latent, seeds)

@@ -1,10 +1,10 @@
-"""The UNet: which noise is in this latent?
+"""The UNet: it predicts the noise in a latent.
 
 Rombach et al. 2022; CompVis: ldm/modules/diffusionmodules/openaimodel.py, ldm/modules/attention.py.
 
-Attribute names are the checkpoint's, after `model.diffusion_model.` The architecture is a table of
-rows; SD 1.x's is written out below, and `minisd.checkpoint` reads the table of any other file off
-its names and shapes.
+Attribute names are the checkpoint's keys after `model.diffusion_model.` The architecture is a table
+with a row for each block. The table of SD 1.x is written out below; minisd/checkpoint/ reads the
+table of other files from their names and shapes.
 """
 
 import math
@@ -33,38 +33,40 @@ class Table(NamedTuple):
     c_context: int
 
 
+# fmt: off
 SD1 = Table(
-    input_blocks=(  #                     output at 512x512 pixels
-        Row("conv", 4, 320),  #          0  64x64
-        Row("res attn", 320, 320),  #    1
-        Row("res attn", 320, 320),  #    2
-        Row("down", 320, 320),  #        3  32x32
-        Row("res attn", 320, 640),  #    4
-        Row("res attn", 640, 640),  #    5
-        Row("down", 640, 640),  #        6  16x16
-        Row("res attn", 640, 1280),  #   7
-        Row("res attn", 1280, 1280),  #  8
-        Row("down", 1280, 1280),  #      9  8x8
-        Row("res", 1280, 1280),  #      10
-        Row("res", 1280, 1280),  #      11
+    input_blocks=(                        #     output at 512x512 pixels
+        Row("conv", 4, 320),              #  0  64x64
+        Row("res attn", 320, 320),        #  1
+        Row("res attn", 320, 320),        #  2
+        Row("down", 320, 320),            #  3  32x32
+        Row("res attn", 320, 640),        #  4
+        Row("res attn", 640, 640),        #  5
+        Row("down", 640, 640),            #  6  16x16
+        Row("res attn", 640, 1280),       #  7
+        Row("res attn", 1280, 1280),      #  8
+        Row("down", 1280, 1280),          #  9  8x8
+        Row("res", 1280, 1280),           # 10
+        Row("res", 1280, 1280),           # 11
     ),
     middle_block=Row("res attn res", 1280, 1280),
-    output_blocks=(  # each takes what comes from below and, beside it, an input block's output
-        Row("res", 1280 + 1280, 1280),  #          0   8x8   with 11
-        Row("res", 1280 + 1280, 1280),  #          1         with 10
-        Row("res up", 1280 + 1280, 1280),  #       2  16x16  with 9
-        Row("res attn", 1280 + 1280, 1280),  #     3         with 8
-        Row("res attn", 1280 + 1280, 1280),  #     4         with 7
-        Row("res attn up", 1280 + 640, 1280),  #   5  32x32  with 6
-        Row("res attn", 1280 + 640, 640),  #       6         with 5
-        Row("res attn", 640 + 640, 640),  #        7         with 4
-        Row("res attn up", 640 + 320, 640),  #     8  64x64  with 3
-        Row("res attn", 640 + 320, 320),  #        9         with 2
-        Row("res attn", 320 + 320, 320),  #       10         with 1
-        Row("res attn", 320 + 320, 320),  #       11         with 0
+    output_blocks=(  # each also reads the output of an input block: the skip connection
+        Row("res", 1280 + 1280, 1280),           #  0   8x8   with 11
+        Row("res", 1280 + 1280, 1280),           #  1         with 10
+        Row("res up", 1280 + 1280, 1280),        #  2  16x16  with 9
+        Row("res attn", 1280 + 1280, 1280),      #  3         with 8
+        Row("res attn", 1280 + 1280, 1280),      #  4         with 7
+        Row("res attn up", 1280 + 640, 1280),    #  5  32x32  with 6
+        Row("res attn", 1280 + 640, 640),        #  6         with 5
+        Row("res attn", 640 + 640, 640),         #  7         with 4
+        Row("res attn up", 640 + 320, 640),      #  8  64x64  with 3
+        Row("res attn", 640 + 320, 320),         #  9         with 2
+        Row("res attn", 320 + 320, 320),         # 10         with 1
+        Row("res attn", 320 + 320, 320),         # 11         with 0
     ),
     c_context=768,
 )
+# fmt: on
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -76,14 +78,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, width)
 
 
-def as_many(x: Tensor, other: Tensor) -> Tensor:
-    """x again and again until its batch is the other's: (B, ...) -> (len(other), ...)."""
-    times = len(other) // len(x)
-    return x if times == 1 else torch.cat([x] * times)  # repeat would lose the memory layout
-
-
 class ResBlock(nn.Module):
-    """Two convolutions, with the time added to every pixel in between."""
+    """Two convolutions; between them the timestep's vector is added to every pixel."""
 
     def __init__(self, c_in: int, c_out: int, c_time: int):
         super().__init__()
@@ -105,7 +101,7 @@ class ResBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of x to `context`, the text; to itself where there is none."""
+    """Attention of x to `context`, the text; without context, of x to itself."""
 
     def __init__(self, c: int, c_context: int, heads: int):
         super().__init__()
@@ -115,40 +111,37 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(c_context, c, bias=False)
         self.to_out = nn.Sequential(nn.Linear(c, c))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> Tensor:  # (B, N, C), (B, 77, c_context)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        # x (B, N, C), context (B, 77, c_context) -> (B, N, C)
         context = x if context is None else context
-        return self.to_out(
-            attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
-        )
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        return self.to_out(attention(q, k, v, self.heads))
 
 
 class GEGLU(nn.Module):
-    """Shazeer 2020: half of the channels gate the other half."""
+    """A linear layer of which one half gates the other. Shazeer 2020."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.proj = nn.Linear(c_in, 2 * c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
+        x, gate = self.proj(x).chunk(2, dim=-1)  # (B, N, c_out) each
         return x * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
     def __init__(self, c: int):
         super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)
-        )  # slot 1 was dropout
+        # Slot 1 was dropout.
+        self.net = nn.Sequential(GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.net(x)  # (B, N, C)
 
 
 class TransformerBlock(nn.Module):
-    """Each pixel looks at all pixels, then at the words, then thinks for itself."""
+    """Each pixel attends to all pixels, then to the words; then a small network works on each."""
 
     def __init__(self, c: int, c_context: int, heads: int):
         super().__init__()
@@ -159,25 +152,29 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(c, eps=1e-5)
         self.norm3 = nn.LayerNorm(c, eps=1e-5)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = as_many(x + self.attn1(self.norm1(x)), context)
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, N, C), (B, 77, c_context)
+        x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
+    """A transformer over the pixels, as a residual."""
+
     def __init__(self, c: int, c_context: int, heads: int):
         super().__init__()
-        self.norm = nn.GroupNorm(32, c, eps=1e-6)  # 1e-6 here, 1e-5 in ResBlock: so it was trained
+        # eps is 1e-6 here and 1e-5 in ResBlock, because SD 1.x was trained that way.
+        self.norm = nn.GroupNorm(32, c, eps=1e-6)
         self.proj_in = nn.Conv2d(c, c, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(c, c_context, heads)])
         self.proj_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")  # (B, N, C), N = h * w
         for block in self.transformer_blocks:
             h = block(h, context)
-        return as_many(x, h) + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+        h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+        return x + self.proj_out(h)  # (B, C, h, w)
 
 
 class Downsample(nn.Module):
@@ -198,8 +195,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2h, 2w)
 
 
-class Stage(nn.Sequential):
-    """One row of the table: its layers in order, each given what it takes."""
+class Stage(nn.ModuleList):
+    """One row of the table: its layers in order. Each gets the inputs that it takes."""
 
     def __init__(self, row: Row, c_time: int, c_context: int, heads: int):
         c, layers = row.c_in, []
@@ -215,7 +212,7 @@ class Stage(nn.Sequential):
             elif layer == "up":
                 layers.append(Upsample(row.c_out))
             c = row.c_out
-        super().__init__(*layers)
+        super().__init__(layers)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -231,11 +228,10 @@ class Stage(nn.Sequential):
 class UNet(nn.Module):
     def __init__(self, table: Table = SD1, heads: int = 8):
         super().__init__()
-        c = table.input_blocks[0].c_out
+        self.channels = c = table.input_blocks[0].c_out
         shared = (4 * c, table.c_context, heads)
-        self.factor = 2 ** sum(
-            "down" in row.layers for row in table.input_blocks
-        )  # latent sides: multiples of 8
+        # Each "down" halves the resolution, so a latent's sides must be multiples of this: 8.
+        self.factor = 2 ** sum("down" in row.layers for row in table.input_blocks)
         self.time_embed = nn.Sequential(nn.Linear(c, 4 * c), nn.SiLU(), nn.Linear(4 * c, 4 * c))
         self.input_blocks = nn.ModuleList(Stage(row, *shared) for row in table.input_blocks)
         self.middle_block = Stage(table.middle_block, *shared)
@@ -245,22 +241,19 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """eps (B, 4, h, w), the noise in x.
+        """eps (B, 4, h, w), the predicted noise in x.
 
-        x (B, 4, h, w) of variance 1: x / sqrt(sigma^2 + 1) in the loop's terms
-        t (B,) or (1,) in 0..999, fractional or not
-        context (B, 77, c_context), the text states; of 2B prompts it gives eps (2B, ...), and what
-            comes before the first look at the words is worked out once for both (fast.py)
+        x        (B, 4, h, w), scaled to variance 1: the loop's x / sqrt(sigma^2 + 1)
+        t        (B,) timesteps in 0..999, which may be fractional
+        context  (B, 77, c_context), the text states
         """
-        dtype = self.out[2].weight.dtype
-        time = self.time_embed(
-            timestep_embedding(t, self.time_embed[0].in_features).to(dtype)
-        )  # (B, c_time)
+        dtype = next(self.parameters()).dtype
+        time = self.time_embed(timestep_embedding(t, self.channels).to(dtype))  # (B, c_time)
         h, context, skips = x.to(dtype), context.to(dtype), []
         for block in self.input_blocks:
             h = block(h, time, context)
             skips.append(h)
         h = self.middle_block(h, time, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, as_many(skips.pop(), h)], dim=1), time, context)
+            h = block(torch.cat([h, skips.pop()], dim=1), time, context)
         return self.out(h).to(x.dtype)

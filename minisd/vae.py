@@ -1,10 +1,14 @@
 """The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w), with h = H / 8 in SD
 1.x.
 
-Attribute names are the checkpoint's, after `first_stage_model.` CompVis:
-ldm/modules/diffusionmodules/model.py. Every GroupNorm has eps 1e-6 (the UNet's residual blocks have
-1e-5).
+Attribute names are the checkpoint's keys after `first_stage_model.` CompVis:
+ldm/modules/diffusionmodules/model.py. Every GroupNorm has eps 1e-6; in the UNet's residual blocks
+it is 1e-5.
 """
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +17,12 @@ from torch import Tensor, nn
 
 from minisd.attention import attention
 
-SCALE = 0.18215  # brings latents to variance 1, where the UNet's noise levels mean what they say
+SCALE = 0.18215  # scales latents to variance 1, which the noise levels are defined for
 
 
 class ResnetBlock(nn.Module):
+    """Two convolutions as a residual: (B, c_in, h, w) -> (B, c_out, h, w)."""
+
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(32, c_in, eps=1e-6)
@@ -43,7 +49,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = self.norm(x)  # (B, C, h, w)
         q, k, v = (rearrange(y, "b c h w -> b (h w) c") for y in (self.q(h), self.k(h), self.v(h)))
         h = rearrange(attention(q, k, v, heads=1), "b (h w) c -> b c h w", h=x.shape[2])
         return x + self.proj_out(h)
@@ -55,9 +61,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(c, c, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(
-            F.pad(x, (0, 1, 0, 1))
-        )  # right and bottom only: padding all round shifts the picture
+        # Pad the right and the bottom only: padding all sides would shift the picture.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, h/2, w/2)
 
 
 class Upsample(nn.Module):
@@ -66,42 +71,34 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(c, c, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2h, 2w)
 
 
-class Level(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution if there is more to come."""
-
-    def __init__(self, c_in: int, c_out: int, blocks: int):
-        super().__init__()
-        self.block = nn.Sequential(
-            *(ResnetBlock(c_in if j == 0 else c_out, c_out) for j in range(blocks))
-        )
-        self.downsample = self.upsample = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.upsample(self.downsample(self.block(x)))
+def level(c_in: int, c_out: int, blocks: int, **resize: nn.Module) -> nn.Sequential:
+    """Residual blocks at one resolution, then a change of the resolution if one is given."""
+    widths = [c_in, *[c_out] * blocks]
+    block = nn.Sequential(*(ResnetBlock(*pair) for pair in pairwise(widths)))
+    return nn.Sequential(OrderedDict(block=block, **resize))
 
 
-class Middle(nn.Module):
-    def __init__(self, c: int):
-        super().__init__()
-        self.block_1 = ResnetBlock(c, c)
-        self.attn_1 = AttnBlock(c)
-        self.block_2 = ResnetBlock(c, c)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+def middle(c: int) -> nn.Sequential:
+    """Residual blocks and attention at the lowest resolution; shapes stay as they are."""
+    block_1, attn_1, block_2 = ResnetBlock(c, c), AttnBlock(c), ResnetBlock(c, c)
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](block_1=block_1, attn_1=attn_1, block_2=block_2)
+    )
 
 
 class Encoder(nn.Module):
-    def __init__(self, ch: int, widths: tuple[int, ...], blocks: int):
+    def __init__(self, ch: int, widths: Sequence[int], blocks: int):
+        """ch: channels of the first convolution; widths: of each level, highest resolution first"""
         super().__init__()
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.Sequential(*(Level(a, b, blocks) for a, b in zip((ch, *widths), widths)))
-        for level, c in zip(self.down[:-1], widths):
-            level.downsample = Downsample(c)
-        self.mid = Middle(widths[-1])
+        self.down = nn.Sequential()
+        for c_in, c_out in pairwise((ch, *widths[:-1])):
+            self.down.append(level(c_in, c_out, blocks, downsample=Downsample(c_out)))
+        self.down.append(level((ch, *widths)[-2], widths[-1], blocks))
+        self.mid = middle(widths[-1])
         self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 8, 3, padding=1)
 
@@ -111,32 +108,34 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, widths: tuple[int, ...], blocks: int):
+    def __init__(self, widths: Sequence[int], blocks: int):
         super().__init__()
         self.conv_in = nn.Conv2d(4, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
-        # up.0 is the full resolution, as down.0 is: the checkpoint numbers both from the picture's
-        # side.
-        self.up = nn.ModuleList(
-            Level(a, b, blocks) for a, b in zip((*widths[1:], widths[-1]), widths)
-        )
-        for level, c in zip(self.up[1:], widths[1:]):
-            level.upsample = Upsample(c)
+        self.mid = middle(widths[-1])
+        # The checkpoint numbers the levels from the picture's side: up.0 is the full resolution.
+        c_ins = (*widths[1:], widths[-1])
+        self.up = nn.ModuleList([level(c_ins[0], widths[0], blocks)])
+        for c_in, c_out in zip(c_ins[1:], widths[1:], strict=True):
+            self.up.append(level(c_in, c_out, blocks, upsample=Upsample(c_out)))
         self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:  # (B, 4, h, w)
         h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            h = level(h)  # (B, C, 2h, 2w), but for the last
+        for blocks in reversed(self.up):
+            h = blocks(h)  # (B, C, 2h, 2w); the last level keeps the size
         return self.conv_out(F.silu(self.norm_out(h)))  # (B, 3, 8h, 8w)
 
 
 class VAE(nn.Module):
-    """CompVis's AutoencoderKL. `widths` are the channels of each level, `blocks` the encoder's."""
+    """CompVis's AutoencoderKL.
+
+    ch: channels of the first convolution; widths: channels of each level, highest resolution first;
+    blocks: residual blocks in a level of the encoder (the decoder has one more).
+    """
 
     def __init__(
-        self, ch: int = 128, widths: tuple[int, ...] = (128, 256, 512, 512), blocks: int = 2
+        self, ch: int = 128, widths: Sequence[int] = (128, 256, 512, 512), blocks: int = 2
     ):
         super().__init__()
         self.factor = 2 ** (len(widths) - 1)  # image side / latent side: 8 in SD 1.x
@@ -150,11 +149,10 @@ class VAE(nn.Module):
         return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).to(image.dtype)
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 4, h, w), scaled: the posterior's mean, or mean + std *
-        noise.
+        """(B, 3, H, W) in [-1, 1] -> (B, 4, h, w), scaled to variance 1.
 
-        The original always samples. The mean is the default here: one random draw less, and a std
-        of about 0.01.
+        This is the posterior's mean, or mean + std * noise (B, 4, h, w) if noise is given. The
+        original always draws noise; its std is only about 0.01, so the default here draws none.
         """
         mean, log_variance = self.moments(image).chunk(2, dim=1)
         if noise is not None:
@@ -162,6 +160,6 @@ class VAE(nn.Module):
         return SCALE * mean
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B, 4, h, w) as `encode` gives it -> (B, 3, H, W), about in [-1, 1] (not clamped)."""
+        """(B, 4, h, w) as `encode` gives it -> (B, 3, H, W), about in [-1, 1] but not clamped."""
         z = (latent / SCALE).to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(z)).to(latent.dtype)

@@ -1,6 +1,6 @@
-"""Builders for weight files that were made to do harm, and for the small valid ones they hide in.
+"""Builders of weights files that are made to do harm, and of the small valid ones that hide them.
 
-None is kept as a file: each is put together from a few opcodes or headers when a test asks for it.
+None is kept as a file: a test builds the one it needs from a few opcodes or headers.
 """
 
 import functools
@@ -16,20 +16,17 @@ from typing import Any
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from minisd.checkpoint import PREFIXES
+from minisd.checkpoint.seeded import named_shapes, seeded_tensors
 from minisd.text_encoder import TextEncoder
 from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
 
-from .conftest import seeded
-
-FACTS: dict[str, str] = {}
-FIRED: list[str] = []  # the canary: a payload that gets its way leaves something here
+FIRED: list[str] = []  # the canary: a payload that runs appends to this list
 MARKER = "@@@ the payload goes here @@@"
 
 
 class Trap:
-    """What a file could name from the reader's own process. None of this may ever be called."""
+    """A class that a file can name. None of its methods may ever be called."""
 
     def __init__(self, *args: Any) -> None:
         FIRED.append("__init__")
@@ -47,36 +44,28 @@ def fire(*args: Any) -> None:
 
 @functools.cache
 def micro() -> dict[str, torch.Tensor]:
-    """The smallest model, about, that minisd loads (4 MB): SD 1.x's names, few layers."""
-    rows = (
+    """About the smallest model that minisd loads (4 MB): SD 1.x's names, few layers."""
+    table = Table(
         (Row("conv", 4, 32), Row("res attn", 32, 32)),
+        Row("res attn res", 32, 32),
         (Row("res attn", 64, 32), Row("res", 64, 32)),
+        c_context=12,
     )
     with torch.device("meta"):
-        models = {
-            "unet": UNet(Table(rows[0], Row("res attn res", 32, 32), rows[1], 12), heads=8),
-            "vae": VAE(32, (32, 32), 1),
-            "text_encoder": TextEncoder(12, 1, 16, heads=12),
-        }
-    named = [
-        (PREFIXES[part] + name, t.shape)
-        for part, m in models.items()
-        for name, t in m.state_dict().items()
-    ]
-    return {name: seeded(name, tuple(shape)) for name, shape in named}
+        vae, text_encoder = VAE(32, (32, 32), blocks=1), TextEncoder(12, layers=1, hidden=16)
+        return seeded_tensors(named_shapes(UNet(table), vae, text_encoder))
 
 
-FIRST = (
-    "model.diffusion_model.time_embed.0.weight"  # the first tensor in `micro`: float32, (128, 32)
-)
+# The first tensor of `micro`: float32, (128, 32).
+FIRST = "model.diffusion_model.time_embed.0.weight"
 
 
 def micro_safetensors(facts: dict[str, str] | None = None, **changes: torch.Tensor | None) -> bytes:
-    return safetensors_bytes(changed(changes), metadata=FACTS if facts is None else facts)
+    return safetensors_bytes(changed(changes), metadata=facts or {})
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    """`micro` with other values for some names; None takes the name out."""
+    """`micro` with other values for some names. None removes the name."""
     return {name: value for name, value in {**micro(), **changes}.items() if value is not None}
 
 
@@ -84,11 +73,11 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class Raw(bytes):
-    """Opcodes, to be put in as they are."""
+    """Opcodes, which `ops` passes on as they are."""
 
 
 def ops(value: Any) -> bytes:
-    """The opcodes that push a plain value. They leave the memo alone, to fit into any pickle."""
+    """The opcodes that push a plain value. They do not use the memo, so they fit any pickle."""
     if isinstance(value, Raw):
         return bytes(value)
     if value is None:
@@ -113,13 +102,13 @@ def ops(value: Any) -> bytes:
 
 
 def name(dotted: str) -> Raw:
-    """GLOBAL: the last dot divides module and name."""
+    """GLOBAL: the last dot separates module and name."""
     module, _, last = dotted.rpartition(".")
     return Raw(f"c{module}\n{last}\n".encode())
 
 
 def call(function: str | Raw, *args: Any) -> Raw:
-    """REDUCE: the function of that name, called with these."""
+    """REDUCE: a call of the function of that name with these arguments."""
     return Raw((function if isinstance(function, Raw) else name(function)) + ops(args) + b"R")
 
 
@@ -141,8 +130,8 @@ def tensor(
     return call("torch._utils._rebuild_tensor_v2", where, offset, size, stride, False, hooks)
 
 
-def whole(*opcodes: bytes | Any) -> bytes:
-    """A pickle of one value."""
+def pickle_of(*opcodes: bytes | Any) -> bytes:
+    """A complete pickle of one value."""
     return b"\x80\x02" + b"".join(o if isinstance(o, bytes) else ops(o) for o in opcodes) + b"."
 
 
@@ -150,37 +139,31 @@ def whole(*opcodes: bytes | Any) -> bytes:
 
 
 class Member:
-    """A file in a zip archive, whose headers can be made to say anything."""
+    """A file in a zip archive. `lies` are header fields with other values than the true ones."""
 
     def __init__(self, name: str, data: bytes, **lies: Any):
         self.name, self.data, self.lies = name, data, lies
 
-    def header(self, where: str, offset: int) -> bytes:
-        """The local or the central header, as `where` says; most of the two is the same."""
+    def header(self, which: str, offset: int) -> bytes:
+        """The local or the central header. Most of their fields are the same."""
 
-        def says(field: str, truth: Any) -> Any:
-            return self.lies.get(f"{where}_{field}", self.lies.get(field, truth))
+        def value(field: str, truth: Any) -> Any:
+            return self.lies.get(f"{which}_{field}", self.lies.get(field, truth))
 
-        file_name = says("name", self.name).encode()
-        extra = says("extra", b"")
-        common = struct.pack(
-            "<HHHHHLLLHH",
-            *(20, says("flags", 0x800), says("method", 0), 0, 0, zipfile.crc32(self.data)),
-            *(
-                says("compressed", len(self.data)),
-                says("size", len(self.data)),
-                len(file_name),
-                len(extra),
-            ),
-        )
-        if where == "local":
+        file_name, extra = value("name", self.name).encode(), value("extra", b"")
+        compressed, size = value("compressed", len(self.data)), value("size", len(self.data))
+        flags, method = value("flags", 0x800), value("method", 0)
+        sums = (zipfile.crc32(self.data), compressed, size)
+        lengths = (len(file_name), len(extra))
+        common = struct.pack("<HHHHHLLLHH", 20, flags, method, 0, 0, *sums, *lengths)
+        if which == "local":
             return b"PK\3\4" + common + file_name + extra
-        rest = struct.pack("<HHHLL", 0, 0, 0, 0, says("offset", offset))
+        rest = struct.pack("<HHHLL", 0, 0, 0, 0, value("offset", offset))
         return b"PK\1\2" + struct.pack("<H", 20) + common + rest + file_name + extra
 
 
 def archive(members: Iterable[Member], **lies: int) -> bytes:
-    """A zip of these; `lies` are what its end says of the directory: count, size, offset."""
+    """A zip of these. `lies` are values in its end record: count, size, offset of the directory."""
     body, directory, n = io.BytesIO(), io.BytesIO(), 0
     for n, member in enumerate(members, 1):  # noqa: B007
         offset = body.tell()
@@ -198,37 +181,33 @@ def saved(value: Any, *, legacy: bool = False, protocol: int = 2) -> bytes:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as found:
-        return {each: found.read(each) for each in found.namelist()}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def rezipped(files: dict[str, bytes], **lies: dict[str, Any]) -> bytes:
     return archive(
-        Member(each, data, **lies.get(each.rpartition("/")[2], {})) for each, data in files.items()
+        Member(path, data, **lies.get(path.rpartition("/")[2], {})) for path, data in files.items()
     )
 
 
 @functools.cache
 def template(where: str) -> dict[str, bytes]:
-    """A valid checkpoint's members, with a marker where a payload can go in."""
+    """The members of a valid checkpoint that contains a marker, to be replaced by a payload."""
     values: dict[str, Any] = {
         "callbacks": {"callbacks": MARKER, "state_dict": micro()},
         "key": {"callbacks": {MARKER: 0}, "state_dict": micro()},
         "state_dict": {"state_dict": {"extra": MARKER, **micro()}},
         "state_dict key": {"state_dict": {MARKER: 0, **micro()}},
-        "weight": {
-            "spare": micro()[FIRST],
-            "state_dict": {**micro(), FIRST: MARKER},
-        },  # its storage is "0"
+        # The spare tensor's storage is "0".
+        "weight": {"spare": micro()[FIRST], "state_dict": {**micro(), FIRST: MARKER}},
     }
     return members(saved(values[where]))
 
 
 def spliced(payload: bytes, where: str = "callbacks") -> bytes:
-    """A valid checkpoint but for the payload."""
-    if (
-        where == "hooks"
-    ):  # of the first tensor: OrderedDict() is `)R`, to which one more item is added
+    """A checkpoint that is valid except for the payload."""
+    if where == "hooks":  # the first tensor's hooks, `)R`: an OrderedDict() that gets an item
         files = dict(template("callbacks"))
         old, new = b")R", b")RK\0" + payload + b"s"
     else:
@@ -241,18 +220,17 @@ def spliced(payload: bytes, where: str = "callbacks") -> bytes:
 
 
 def pickled_zip(data: bytes, **more: bytes) -> bytes:
-    """A torch archive of nothing but this pickle."""
+    """A torch archive that contains only this pickle."""
     return rezipped({"archive/data.pkl": data, "archive/version": b"3\n", **more})
 
 
 def legacy_parts(data: bytes) -> list[bytes]:
-    """The five pickles of a legacy file, and the storages behind them."""
+    """The five pickles of a legacy file, then its storages."""
     stream, parts = io.BytesIO(data), []
     for _ in range(5):
         start = stream.tell()
-        skip = pickle._Unpickler(
-            stream
-        )  # the slow one, whose methods can be replaced: it has to read, not to run
+        # The unpickler in Python: its methods can be replaced, so that nothing runs.
+        skip = pickle._Unpickler(stream)
         skip.find_class = lambda *_: lambda *_, **__: {}
         skip.persistent_load = lambda _: None
         skip.load()

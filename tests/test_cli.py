@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minisd.__main__ import main
-from minisd.cli import metadata, outputs, pictures
+import minisd
+from minisd.cli import files, studio
+from minisd.cli.main import COMMANDS, main
 from minisd.cli.switches import read_line
-from minisd.variations import noise_of, seed_chain, slerp, varied_noise
+from minisd.recipes.dream import dream_line, read_dream
+from minisd.recipes.metadata import sha256
+from minisd.recipes.variations import noise_of, seed_chain, slerp, varied_noise
 
 FAST = ["-s2", "-C4", "-f.5"]
 
@@ -35,9 +39,7 @@ def folder(tmp_path, monkeypatch):
 def one_model(emoji):
     """All commands of this file share one loaded model; loading has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        import minisd.checkpoint
-
-        patch.setattr(minisd.checkpoint, "load", lambda *_, **__: emoji)
+        patch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
         yield
 
 
@@ -53,9 +55,8 @@ def test_img2img(folder, capsys):
     run("img2img", "fire", "-I", "in.png", "-s10", "-f.75", "-C4", "-S42")
     assert made(folder) == ["000001.42.png"]
     out = capsys.readouterr().out
-    assert (
-        "10 steps asked, 7 run, 3 dropped; k_lms on model; the noise goes in at sigma 2.918" in out
-    )
+    assert "10 steps asked, 7 run, 3 skipped; k_lms on the model schedule" in out
+    assert "the noise added has sigma 2.9183" in out
     assert '"fire" -s 10 -S 42 -W 64 -H 64 -C 4.0 -I in.png -A k_lms -f 0.75' in out
     assert "000001.42.png" in (folder / "outputs/img-samples/minisd_log.txt").read_text()
 
@@ -66,7 +67,7 @@ def test_nothing_is_overwritten(folder):
     assert made(folder) == ["000001.42.png", "000002.42.png"]
     with pytest.raises(OSError, match="000001"):
         samples = folder / "outputs/img-samples"
-        outputs.save_png(Image.new("RGB", (8, 8)), samples, "000001.42.png", {})
+        files.save_png(Image.new("RGB", (8, 8)), samples, "000001.42.png", {})
     assert not list(samples.glob(".*"))
 
 
@@ -74,7 +75,7 @@ def test_full_disk_leaves_nothing(folder):
     """In a process of its own, where no file may grow beyond 1000 bytes: the system refuses that as
     it refuses to write to a full disk."""
     code = (
-        "import resource; from minisd.__main__ import main\n"
+        "import resource; from minisd.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "raise SystemExit(main(['txt2img', 'fire', '-s1']))"
     )
@@ -145,8 +146,8 @@ def test_variants_feed_each_result_back(folder):
     first = "outputs/img-samples/000001.1.png"
     for name in names:
         if name != "000001.1.png":
-            args = metadata.recall(folder / "outputs/img-samples" / name).args
-            assert args.init_img == first and args.strength == 0.5
+            recipe = minisd.read_recipe(folder / "outputs/img-samples" / name)
+            assert (recipe.image, recipe.strength) == (first, 0.5)
 
 
 def test_grid(folder):
@@ -159,7 +160,7 @@ def test_grid(folder):
     [
         ((64, 64), [], (64, 64), ""),
         ((100, 70), [], (96, 64), "multiples of 16"),
-        ((100, 70), ["-W64", "-H64"], (96, 64), "only together with --fit"),
+        ((100, 70), ["-W64", "-H64"], (96, 64), "only with --fit"),
         ((200, 100), ["--fit"], (64, 32), "fitted into 64x64"),
         ((30, 20), ["-fit", "-W96", "-H96"], (96, 64), "fitted into 96x96"),
         ((32, 32), [], (32, 32), "smaller than the 64 pixels"),
@@ -179,7 +180,7 @@ def test_inpainting_by_transparency_and_mask(folder, capsys):
     image.paste((0, 0, 0, 0), (16, 16, 48, 48))
     image.save("holes.png")
     run("img2img", "fire", "-I", "holes.png", *FAST, "-S1")
-    assert "no colours left under its transparency" in capsys.readouterr().err
+    assert "no colours under its transparency" in capsys.readouterr().err
     image.getchannel("A").save("mask.png")
     run("img2img", "fire", "-I", "in.png", "-M", "mask.png", *FAST, "-S1")
     for name in made(folder):
@@ -196,18 +197,18 @@ def test_inpainting_by_transparency_and_mask(folder, capsys):
         (["img2img", "fire", "-I", "in.png", "-M", "none.png"], "none.png"),
         (["img2img", "-I", "in.png"], "say what to draw"),
         (["txt2img"], "say what to draw"),
-        (["txt2img", "fire", "-A", "k_foo"], "-A k_foo: there are k_lms"),
-        (["txt2img", "fire", "--schedule", "x"], "--schedule x: there are model"),
+        (["txt2img", "fire", "-A", "k_foo"], "no sampler named 'k_foo'; choose from k_lms"),
+        (["txt2img", "fire", "--schedule", "x"], "no schedule named 'x'; choose from model"),
         (["txt2img", "fire", "-S", "-1"], "none was made yet"),
         (["txt2img", "fire", "-V", "1:0.5"], "with -S"),
         (["txt2img", "fire", "-A", "ddim", "-s", "1000"], "1 to 999 steps"),
         (["txt2img", "(fire:2)"], "write (words)1.3"),
-        (["txt2img", "fire", "--model", "sd-v9"], "no checkpoint is named sd-v9"),
+        (["txt2img", "fire", "--model", "sd-v9"], "no checkpoint named sd-v9"),
         (["txt2img", "fire", "-o", "out.png"], "out.png should be a folder"),
         (["txt2img", "fire", "-o", "minisd_file"], "it is a file"),
-        (["txt2img", "fire", "--from", "in.png"], "no settings in it"),
+        (["txt2img", "fire", "--from", "in.png"], "no settings that can be read"),
         (["recall", "none.png"], "none.png"),
-        (["paint"], "no command is named paint"),
+        (["paint"], "no command paint"),
     ],
 )
 def test_mistakes_get_one_line(folder, capsys, words, says):
@@ -269,20 +270,20 @@ def test_prompt(folder, monkeypatch, capsys):
     assert made(folder) == ["000001.7.png", "000002.7.png", "000003.9.png", "000004.1.png"]
     assert '"tree" -s 2 -S 7 -W 64 -H 64 -C 4.0 -I outputs/img-samples/000001.7.png' in out
     assert '"tree" -s 2 -S 9' in out  # the prompt of the picture, where none was typed
-    assert "-f/--strength: expected one argument" in err and "!nothing is not a command" in err
+    assert "-f/--strength: expected one argument" in err and "there is no command !nothing" in err
 
 
 def test_ctrl_c_stops_a_picture_not_the_program(folder, monkeypatch, capsys):
-    real = pictures.Studio.draw
+    real = studio.Studio.draw
     calls = []
 
-    def draw(self, *args):
+    def draw(self, *args, **keywords):
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return real(self, *args)
+        return real(self, *args, **keywords)
 
-    monkeypatch.setattr(pictures.Studio, "draw", draw)
+    monkeypatch.setattr(studio.Studio, "draw", draw)
     type_lines(monkeypatch, "fire -s1 -S1", "fire -s1 -S2")
     run()
     assert "stopped" in capsys.readouterr().out and made(folder) == ["000001.2.png"]
@@ -333,28 +334,34 @@ def test_any_line_is_read_as_written(prompt, switches, glued):
     for switch, value in switches.items():
         text = shlex.quote(repr(value) if isinstance(value, float) else str(value))
         rest.append(f"{switch}{text}" if glued and not text.startswith("-") else f"{switch} {text}")
-    args = read_line(" ".join([quoted, *rest]))
-    names = {"-s": "steps", "-S": "seed", "-n": "iterations", "-C": "cfg_scale", "-f": "strength"}
-    names |= {"-v": "variation_amount", "-W": "width", "-A": "sampler", "-I": "init_img"}
-    assert args.prompt == prompt
-    assert all(getattr(args, names[switch]) == value for switch, value in switches.items())
-    if args.seed is not None:
-        again = read_line(metadata.dream(args))
-        for name in ("prompt", "steps", "seed", "cfg_scale", "width", "sampler", "init_img"):
-            assert getattr(again, name) == getattr(args, name)
+    request = read_line(" ".join([quoted, *rest]))
+    names = {"-s": "steps", "-S": "seed", "-n": "iterations", "-C": "guidance", "-f": "strength"}
+    names |= {"-v": "variation_amount", "-W": "width", "-A": "sampler", "-I": "image"}
+    assert request.recipe.prompt == prompt
+    for switch, value in switches.items():
+        owner = request if switch in ("-n", "-v") else request.recipe
+        assert getattr(owner, names[switch]) == value
+    line = dream_line(request.recipe)
+    again = read_line(line).recipe
+    wanted = request.recipe
+    if wanted.image is None:  # the line of a picture without an init image has no strength
+        wanted = replace(wanted, strength=0.75)
+    assert again == wanted
+    fields, notes = read_dream(line)
+    assert minisd.Recipe(**fields) == wanted and notes == []
 
 
 @settings(max_examples=3000)
 @given(st.text("fire-sSIfvAn 10.:\",#'\\!=_", max_size=40))
 def test_any_line_is_understood_or_refused(line):
     try:
-        args = read_line(line)
+        request = read_line(line)
     except ValueError as error:
         assert "\n" not in str(error)
         return
-    # what is no switch is the prompt, word by word
+    # Everything before the first switch is the prompt, word by word.
     if not line.strip().startswith(('"', "-")):
-        assert line.strip().startswith(args.prompt)
+        assert line.strip().startswith(request.recipe.prompt)
 
 
 # ---- metadata ----------------------------------------------------------------------------------
@@ -388,8 +395,16 @@ def test_round_trip(folder, capsys):
 def test_from_with_switches_beside_it(folder):
     run("txt2img", "fire", "-s3", "-S5", "-C4")
     run("txt2img", "--from", "outputs/img-samples/000001.5.png", "-S6")
-    args = metadata.recall("outputs/img-samples/000002.6.png").args
-    assert (args.prompt, args.steps, args.cfg_scale, args.seed) == ("fire", 3, 4.0, 6)
+    recipe = minisd.read_recipe("outputs/img-samples/000002.6.png")
+    assert (recipe.prompt, recipe.steps, recipe.guidance, recipe.seed) == ("fire", 3, 4.0, 6)
+
+
+def test_from_yields_to_a_typed_default(folder):
+    """A typed switch counts even if its value is the default."""
+    run("img2img", "fire", "-I", "in.png", "-s3", "-S5", "-C4", "-f.5")
+    run("img2img", "--from", "outputs/img-samples/000001.5.png", "-C7.5", "-f.75")
+    recipe = minisd.read_recipe("outputs/img-samples/000002.5.png")
+    assert (recipe.guidance, recipe.strength, recipe.steps) == (7.5, 0.75, 3)
 
 
 def test_formats(folder):
@@ -397,7 +412,7 @@ def test_formats(folder):
     run("img2img", "a fire [smoke, ash]", "-I", "in.png", "-s4", "-f.5", "-S5")
     text = Image.open("outputs/img-samples/000001.5.png").text
     stored = json.loads(text["sd-metadata"])
-    assert stored["image"]["orig_hash"] == metadata.sha256("in.png")
+    assert stored["image"]["orig_hash"] == sha256("in.png")
     assert stored["image"] | {"orig_hash": None} == {
         **{"prompt": [{"prompt": "a fire [smoke, ash]", "weight": 1.0}], "steps": 4},
         **{"cfg_scale": 7.5, "threshold": 0, "perlin": 0, "width": 64, "height": 64, "seed": 5},
@@ -416,7 +431,7 @@ Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 12, Size: 512x768, Mode
 
 
 def png(path, **texts):
-    info = outputs.PngInfo()
+    info = files.PngInfo()
     for key, value in texts.items():
         info.add_text(key.replace("_", "-") if key == "sd_metadata" else key, value)
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
@@ -426,11 +441,12 @@ def png(path, **texts):
 def test_recall_a1111(folder, capsys):
     run("recall", str(png("a.png", parameters=A1111)))
     out, err = capsys.readouterr()
-    args = read_line(" ".join(shlex.quote(w) for w in shlex.split(out)[3:]))
+    recipe = read_line(" ".join(shlex.quote(w) for w in shlex.split(out)[3:])).recipe
     assert shlex.split(out)[:3] == ["minisd", "txt2img", r"a \(cat\:1.3\), on a \[mat\] [dog, bad]"]
-    assert (args.steps, args.cfg_scale, args.seed, args.width, args.height) == (20, 7, 12, 512, 768)
-    assert (args.sampler, args.schedule) == ("k_dpmpp_2", "karras")
-    assert "AUTOMATIC1111" in err and "taken as words" in err
+    assert (recipe.steps, recipe.guidance, recipe.seed) == (20, 7, 12)
+    assert (recipe.width, recipe.height) == (512, 768)
+    assert (recipe.sampler, recipe.schedule) == ("k_dpmpp_2", "karras")
+    assert "AUTOMATIC1111" in err and "taken as plain words" in err
 
 
 def test_recall_metadata_alone(folder, capsys):
@@ -439,7 +455,7 @@ def test_recall_metadata_alone(folder, capsys):
     stored = json.dumps({"app_id": "lstein/stable-diffusion", "image": image})
     run("recall", str(png("m.png", sd_metadata=stored)))
     out, err = capsys.readouterr()
-    assert "'fire:2 sea:1' -s 7 -S 3" in out and "not to be trusted" in err
+    assert "'fire:2 sea:1' -s 7 -S 3" in out and "may not be ddim" in err
 
 
 @pytest.mark.parametrize(
@@ -447,7 +463,6 @@ def test_recall_metadata_alone(folder, capsys):
     [
         {"Dream": '"fire'},
         {"Dream": '"fire" -s many'},
-        {"Dream": '"fire" --exec rm'},
         {"sd_metadata": "{"},
         {"sd_metadata": "[" * 100_000},
         {"sd_metadata": '{"image": 3}'},
@@ -461,11 +476,11 @@ def test_recall_metadata_alone(folder, capsys):
 def test_broken_metadata_gets_one_line(folder, capsys, texts):
     run("recall", str(png("b.png", **texts)), status=1)
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "no settings in it that can be read" in err
+    assert out == "" and err.count("\n") == 1 and "no settings that can be read" in err
 
 
 def test_huge_text_is_refused(folder, capsys):
-    info = outputs.PngInfo()
+    info = files.PngInfo()
     info.add_text("Dream", "x" * 5_000_000, zip=True)  # 5 kB in the file
     Image.new("RGB", (8, 8)).save("bomb.png", pnginfo=info)
     run("recall", "bomb.png", status=1)
@@ -473,19 +488,80 @@ def test_huge_text_is_refused(folder, capsys):
 
 
 def test_recalled_text_does_not_choose_the_folder_or_the_number(folder):
-    path = png("x.png", Dream='"fire" -s 1 -S 1 -n 999 -g -o /somewhere --variants 99')
-    args = metadata.recall(path).args
-    assert (args.outdir, args.iterations, args.variants) == ("outputs/img-samples", 1, 0)
+    png("x.png", Dream='"fire" -s 1 -S 1 -n 999 -g -o /somewhere --variants 99')
+    run("txt2img", "--from", "x.png")
+    assert made(folder) == ["000001.1.png"]
 
 
-# ---- start-up ----------------------------------------------------------------------------------
+def test_recalled_text_does_not_choose_a_file_to_run(folder, capsys):
+    (folder / "evil.py").write_text("raise SystemExit('run')\ndef f(): pass\n")
+    png("x.png", Dream='"fire" -s 1 -S 1 -A evil.py:f --schedule evil.py:f -C evil.py:f')
+    run("txt2img", "--from", "x.png")
+    err = capsys.readouterr().err
+    for name in ("sampler", "schedule", "guidance"):
+        assert f"the {name} was evil.py:f, which is not run" in err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["img2img", "-h"], ["recall", "-h"]])
-def test_help_does_without_torch(words):
-    code = (
-        "import sys; from minisd.__main__ import main\n"
-        f"try: main({words!r})\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+def test_switches_that_minisd_does_not_have_are_noted(folder, capsys):
+    run("recall", str(png("x.png", Dream='"fire" -s 3 -S 1 --hires_fix -G 0.8 -C 4')))
+    out, err = capsys.readouterr()
+    assert shlex.split(out)[1:] == shlex.split("txt2img fire -s 3 -S 1 -C 4.0 -A k_lms")
+    assert "no switch --hires_fix" in err and "no switch -G" in err
+
+
+# ---- own functions, options of samplers, being wrong on purpose ----------------------------------
+
+OWN = """
+from minisd.samplers import Step
+
+def jump(predict_eps, x, sigmas, factor=1.0):
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+        eps = predict_eps(x, factor * sigma)
+        x_next = x + (sigma_next - sigma) * eps
+        yield Step(i, sigma, sigma_next, x, eps, x_next)
+        x = x_next
+
+def three(steps):
+    return [14.0, 3.0, 1.0, 0.0]
+
+def plain(eps_uncond, eps_cond, x, sigma):
+    return eps_uncond + 4.0 * (eps_cond - eps_uncond)
+"""
+
+
+def test_functions_in_files(folder):
+    (folder / "own.py").write_text(OWN)
+    run("txt2img", "fire", "-s4", "-S1", "-C4", "-A", "k_euler")
+    run("txt2img", "fire", "-s4", "-S1", "-C", "own.py:plain", "-A", "own.py:jump")
+    euler, own = (Image.open(f"outputs/img-samples/{name}") for name in made(folder))
+    assert euler.tobytes() == own.tobytes()
+    run("txt2img", "fire", "-s3", "-S1", "--schedule", "own.py:three")
+    assert "own.py:three" in Image.open(f"outputs/img-samples/{made(folder)[-1]}").text["Dream"]
+
+
+def test_options_of_a_sampler(folder, capsys):
+    run("txt2img", "fire", "-s3", "-S1", "-A", "ddim", "--set", "eta=0.5")
+    recipe = minisd.read_recipe("outputs/img-samples/000001.1.png")
+    assert recipe.options == {"eta": 0.5}
+    run("txt2img", "fire", "-s3", "-S1", "-A", "ddim", "--set", "order=2", status=2)
+    assert "ddim has no option 'order'; it has eta" in capsys.readouterr().err
+
+
+def test_wrong_anyway(folder, capsys):
+    """The network is asked about a tenth less noise than there is."""
+    (folder / "own.py").write_text(OWN)
+    words = ["txt2img", "fire", "-s3", "-S1", "-A", "own.py:jump", "--set", "factor=0.9"]
+    run(*words, status=2)
+    assert "sigma" in capsys.readouterr().err and made(folder) == []
+    run(*words, "--wrong-anyway")
+    assert "WRONG" in capsys.readouterr().err and made(folder) == ["000001.1.png"]
+
+
+def test_help_lists_every_command(capsys):
+    run("--help")
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "-h"])
+        assert COMMANDS[name].help in capsys.readouterr().out.replace("\n", " ")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisd.conditioning import text_states
-from minisd.prompts import SPECIAL, parse
+from minisd.prompts.states import text_states
+from minisd.prompts.syntax import SPECIAL, escaped, parse
 
 
 def structure(prompt):
@@ -57,7 +57,7 @@ def test_negative_and_blend():
         ("a 4:3d tree", "needs a number", 4),
         ("a [b", "without ']'", 3),
         ("a b]", "without '\\['", 4),
-        ("a [b [c]]", "inside of", 6),
+        ("a [b [c]]", "inside", 6),
         ("(fire)999", "above 100", 6),
         ("fire:1000 x", "above 100", 5),
         ("(" * 9 + "a" + ")9" * 9, "above 100", 15),
@@ -144,3 +144,12 @@ def test_less_of_a_word(emoji):
     torch.testing.assert_close(z, (weighted + states(emoji, "a")) / 2, rtol=0, atol=1e-5)
     z, _ = text_states(emoji, "a (fire)0")
     torch.testing.assert_close(z, states(emoji, "a"), rtol=0, atol=1e-5)
+
+
+@given(st.text(max_size=40))
+def test_an_escaped_text_is_read_literally(text):
+    parts, negative = parse(escaped(text))
+    assert negative == ""
+    (part,) = parts
+    assert "".join(fragment.text for fragment in part.fragments) == text
+    assert {fragment.weight for fragment in part.fragments} == {1.0}

@@ -1,151 +1,210 @@
-"""The switches of a picture, the same at the shell and at the prompt, and how a line is read.
+"""The switches, the same at the shell and at the prompt, and the Request that they make.
 
-Names, defaults and ranges are InvokeAI's (ldm/invoke/args.py), CompVis's script's names are
-aliases.
+Names, defaults and ranges are InvokeAI's (recipes/dream.py). A switch that is not typed leaves no
+trace in the namespace, so that a recipe from a picture, or the prompt's defaults, can show through.
 """
 
 import argparse
 import re
-import shlex
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NoReturn
+
+from minisd.recipes import Recipe
+from minisd.recipes.dream import BY_FIELD, FLAGS, between, split_line
+from minisd.schedule import SCHEDULES
+from minisd.sweeps.axes import combinations
+
+# What `-h` says of each field of the recipe.
+HELP = {
+    "steps": ("N", "steps of the whole schedule (50)"),
+    "seed": ("N", "seed of the random numbers: the same seed gives the same picture (default: a "
+             "new seed). At the prompt, -1 is the last picture's, -2 the one before"),
+    "width": ("PX", "width of the picture (the model's native size)"),
+    "height": ("PX", "height. With -I, width and height count only together with --fit"),
+    "guidance": ("X", "classifier-free guidance: how strongly the prompt counts (7.5); or "
+                 "FILE.py:FUNCTION"),
+    "sampler": ("NAME", "the sampler, or FILE.py:FUNCTION (k_lms)"),
+    "schedule": ("NAME", f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION (the sampler's own)"),
+    "image": ("FILE", "the init image: the picture to draw on. At the prompt, -1 is the last "
+              "picture, -2 the one before"),
+    "strength": ("X", "0..1: 0 keeps the init image, 1 almost ignores it (0.75)"),
+    "mask": ("FILE", "inpainting: redraw where this picture is transparent, or where it is black "
+             "if it has no transparency. Without -M, redraw where the init image is transparent"),
+    "fit": (None, "scale the init image, up or down, to fit inside width x height"),
+    "paste": (None, "inpainting: do not put the kept pixels back; show the decoder's picture"),
+    "variations": ("SEED:WEIGHT,...", "move the noise of -S towards the noise of these seeds"),
+    "normalize": (None, "do not scale a blend's weights to sum to 1"),
+    "options": ("OPTION=VALUE", "an option of the sampler, such as eta=0.5; may be repeated"),
+}  # fmt: skip
+OF_IMAGE = ("image", "strength", "mask", "fit", "paste")  # fields that need an init image
+LISTS = ("steps", "seed", "sampler", "strength")  # fields that strip and sweep take lists of
+RECIPE_FIELDS = {item.name for item in fields(Recipe)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line: a recipe, how many pictures, where they go; and which fields were typed."""
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(""))
+    outdir: str = "outputs/img-samples"
+    iterations: int = 1
+    grid: bool = False
+    variation_amount: float = 0.0
+    variants: int = 0
+    steps_after: int | None = None
+    wrong_anyway: bool = False
+    typed: frozenset[str] = frozenset()
 
 
 class SwitchError(ValueError):
-    """A switch that can't be understood."""
+    """A switch that cannot be understood."""
 
 
-class Switches(argparse.ArgumentParser):
-    """A parser that raises where argparse would print its usage and end the program."""
+class LineParser(argparse.ArgumentParser):
+    """A parser that raises SwitchError where argparse would end the program."""
 
     def error(self, message: str) -> NoReturn:
         raise SwitchError(message.replace("argument ", "", 1))
 
 
-def between(low: float, high: float, kind: type = float):
-    """A type for argparse: a number in low..high."""
-
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
-        return value
-
-    return convert
+# ---- adding switches to a parser -----------------------------------------------------------------
 
 
-def seed_weights(text: str) -> list[tuple[int, float]]:
-    """`seed:weight,seed:weight`"""
-    pairs = []
-    for pair in text.split(","):
-        seed, colon, weight = pair.partition(":")
-        if not colon:
-            raise argparse.ArgumentTypeError(f"{pair!r} is not seed:weight")
-        pairs.append((between(0, 2**32 - 1, int)(seed), between(0, 1)(weight)))
-    return pairs
+def add_recipe_switches(
+    parser: argparse.ArgumentParser, image: bool = True, lists: bool = False
+) -> None:
+    """Add a switch for each field of the recipe.
+
+    image False leaves out those that need an init image. With `lists`, -s, -S, -A and -f take
+    several values with commas between them.
+    """
+    for name, (metavar, text) in HELP.items():
+        if name in OF_IMAGE and not image:
+            continue
+        switch = BY_FIELD[name]
+        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        if switch.convert is None:
+            keywords |= {"action": "store_const", "const": FLAGS[name]}
+        else:
+            convert = value_type(switch.convert, comma_list=lists and name in LISTS)
+            keywords |= {"metavar": metavar, "type": convert}
+        if name == "options":
+            keywords["action"] = "append"
+        parser.add_argument(*switch.names, **keywords)
+    text = "draw even if the noise added is not what the network expects: warn instead of stopping"
+    add_more(parser, "--wrong-anyway", "wrong_anyway", text)
+    if image:
+        text = "with -I: ask for as many steps as it takes to run N at this strength; overrides -s"
+        count = between(1, 10_000, int)
+        add_more(parser, "--steps-after --steps_after", "steps_after", text, count, "N")
 
 
-def listed(kind):
-    """A type for argparse: values with commas between them."""
-    return lambda text: [kind(part) for part in text.split(",")]
+def add_series_switches(parser: argparse.ArgumentParser, image: bool = True) -> None:
+    """Add the switches that say how many pictures there are."""
+    count, share = between(1, 10_000, int), between(0, 1)
+    text = "how many pictures; each seed follows from the one before (1)"
+    add_more(parser, "-n --iterations --n_iter --n_samples", "iterations", text, count, "N")
+    text = "0..1: how far to move the noise of each of the -n pictures from the seed's own (0)"
+    add_more(parser, "-v --variation_amount", "variation_amount", text, share, "X")
+    add_more(parser, "-g --grid", "grid", "also write all pictures as one")
+    if image:
+        text = "then redraw each result N times with the same prompt and strength (0)"
+        add_more(parser, "--variants", "variants", text, between(0, 1000, int), "N")
 
 
-def configure(parser: argparse.ArgumentParser, picture: bool = True, several: bool = False) -> None:
-    """Add the switches of one line. picture False leaves out what only makes sense with -I; several
-    gives -s, -S, -A and -f lists, of what is written with commas between."""
-    add = parser.add_argument
-    # fmt: off
-    whole = between(1, 10_000, int)
-    each = listed if several else lambda kind: kind
-    add("-s", "--steps", "--ddim_steps", type=each(whole), default=50, metavar="N",
-        help="steps of the whole schedule (50)")
-    add("-S", "--seed", type=each(between(-999, 2**32 - 1, int)), metavar="N",
-        help="where the random numbers start; the same seed, the same picture (a new one). "
-        "At the prompt -1 is the last picture's, -2 the one before")
-    add("-n", "--iterations", "--n_iter", "--n_samples", type=whole, default=1, metavar="N",
-        help="how many pictures, each with a seed that follows from the one before (1)")
-    add("-W", "--width", "--W", type=between(1, 16384, int), metavar="PX",
-        help="width (the model's native one)")
-    add("-H", "--height", "--H", type=between(1, 16384, int), metavar="PX",
-        help="height; with -I both count only together with --fit")
-    add("-C", "--cfg_scale", "--scale", "--guidance", type=between(0, 1000), default=7.5,
-        metavar="X", help="classifier-free guidance, how much the prompt counts (7.5)")
-    add("-A", "-m", "--sampler", type=each(str), default="k_lms", metavar="NAME",
-        help="sampler (k_lms)")
-    add("--schedule", metavar="NAME", help="model, karras, exponential or ddim (the sampler's own)")
-    add("-v", "--variation_amount", type=between(0, 1), default=0.0, metavar="X",
-        help="0..1, how far each of the -n pictures' noise is led from the seed's own (0)")
-    add("-V", "--with_variations", type=seed_weights, default=[], metavar="SEED:WEIGHT,...",
-        help="lead the noise of -S towards that of other seeds")
-    add("-x", "--skip_normalize", action="store_true",
-        help="take a blend's weights as they are: do not scale them to sum to 1")
-    add("-g", "--grid", action="store_true", help="also write all pictures as one")
-    add("-o", "--outdir", default="outputs/img-samples", metavar="FOLDER",
-        help="where pictures go (outputs/img-samples)")
-    if not picture:
-        return
-    add("-I", "--init_img", "--init-img", metavar="FILE", help="the picture to draw on top of. "
-        "At the prompt -1 is the last one made, -2 the one before")
-    add("-f", "--strength", type=each(between(0, 1)), default=0.75, metavar="X",
-        help="0..1: 0 keeps the picture, 1 ignores it (0.75)")
-    add("--steps-after", "--steps_after", type=whole, metavar="N",
-        help="with -I: ask for as many steps that N are run at this strength, whatever -s says")
-    add("-T", "-fit", "--fit", action="store_true",
-        help="scale the picture, up or down, to fit inside width x height")
-    add("-M", "--init_mask", metavar="FILE", help="redraw where this picture is transparent, or "
-        "black if it has no transparency; without it, where the picture of -I is")
-    add("--no_paste", action="store_true",
-        help="inpainting: leave the kept part as the decoder gives it, do not paste it back")
-    add("--variants", type=between(0, 1000, int), default=0, metavar="N",
-        help="then redraw each result N times with the same words and strength")
-    # fmt: on
+def add_folder_switch(parser: argparse.ArgumentParser) -> None:
+    add_more(parser, "-o --outdir", "outdir", f"folder for the pictures ({Request.outdir})", str,
+             "FOLDER")  # fmt: skip
 
 
-def configure_model(parser: argparse.ArgumentParser) -> None:
+def add_model_switches(parser: argparse.ArgumentParser) -> None:
     """Add the switches that choose the model: at the shell only."""
     add = parser.add_argument
-    # fmt: off
     add("--model", "--ckpt", metavar="FILE",
-        help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")
-    add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if there is one)")
+        help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
+    add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if available)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-        help="arithmetic of UNet and autoencoder (float32)")
-    # fmt: on
+        help="arithmetic of the UNet and the autoencoder (float32)")  # fmt: skip
 
 
-def read_line(line: str, defaults: argparse.Namespace | None = None) -> argparse.Namespace:
-    """A line of the prompt, `words -switches`, as InvokeAI 2.1 and later split it.
-
-    The words end before the first space that is followed by `-` or `--` and a letter, or with the
-    closing quote if the line begins with one. Raises SwitchError, ValueError.
-    """
-    words, rest = split_line(line)
-    parser = Switches(prog="", add_help=False)
-    configure(parser)
-    for switch in rest:
-        if re.match(r"-o[^u]", switch):
-            raise SwitchError(f"{switch!r}: write -o, a space and the folder")
-    args = parser.parse_args(rest, argparse.Namespace(**vars(defaults)) if defaults else None)
-    args.prompt = words
-    return args
-
-
-def split_line(line: str) -> tuple[str | None, list[str]]:
-    line = line.strip()
-    if line.startswith("-"):
-        return None, shell_words(line)
-    if line.startswith('"'):
-        first, *rest = shell_words(line)
-        return first, rest
-    found = re.match(r"(.+?)\s(--?[a-zA-Z].*)$", line, re.S)
-    return (found[1].strip(), shell_words(found[2])) if found else (line, [])
+def add_more(
+    parser: argparse.ArgumentParser,
+    names: str,
+    dest: str,
+    text: str,
+    convert: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+) -> None:
+    """Add a switch that is not a field of the recipe; without `convert` it has no value."""
+    keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": text}
+    if convert is None:
+        parser.add_argument(*names.split(), action="store_true", **keywords)
+    else:
+        parser.add_argument(*names.split(), type=value_type(convert), metavar=metavar, **keywords)
 
 
-def shell_words(text: str) -> list[str]:
-    try:
-        return shlex.split(text, comments=True)
-    except ValueError as error:
-        raise SwitchError(f"{error} in {text!r}") from None
+def value_type(convert: Callable[[str], Any], comma_list: bool = False) -> Callable[[str], Any]:
+    """A type for argparse, which shows the message of an ArgumentTypeError."""
+
+    def read(text: str) -> Any:
+        try:
+            return [convert(part) for part in text.split(",")] if comma_list else convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+# ---- what was typed ------------------------------------------------------------------------------
+
+
+def request_from(values: Mapping[str, Any], base: Request | None = None) -> Request:
+    """The base with the typed values in place of its own."""
+    base = base or Request()
+    typed = {name: value for name, value in values.items() if value is not None}
+    own = {item.name for item in fields(Request)} & typed.keys()
+    recipe = recipe_from(typed, base.recipe)
+    names = base.typed | typed.keys()
+    return replace(base, recipe=recipe, typed=names, **{name: typed[name] for name in own})
+
+
+def recipe_from(
+    values: Mapping[str, Any] | argparse.Namespace, base: Recipe | None = None
+) -> Recipe:
+    """The base recipe with the typed fields in place of its own."""
+    values = vars(values) if isinstance(values, argparse.Namespace) else values
+    typed = {name: values[name] for name in RECIPE_FIELDS & values.keys()}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    base = base or Recipe("")
+    if "options" in typed:
+        merged = dict(base.options)
+        for option in typed["options"]:
+            merged |= option
+        typed["options"] = merged
+    return replace(base, **typed)
+
+
+def recipes_from(args: argparse.Namespace) -> list[Recipe]:
+    """All combinations of the values of -s, -S, -A and -f that were typed with commas."""
+    values = dict(vars(args))
+    lists = {name: values.pop(name) for name in LISTS if name in values}
+    return combinations(recipe_from(values), lists)
+
+
+def line_parser() -> LineParser:
+    parser = LineParser(prog="words", add_help=False)
+    add_recipe_switches(parser)
+    add_series_switches(parser)
+    add_folder_switch(parser)
+    return parser
+
+
+def read_line(line: str, base: Request | None = None) -> Request:
+    """A line of the prompt: words, then switches. Raises SwitchError, ValueError."""
+    prompt, words = split_line(line)
+    for word in words:
+        if re.match(r"-o[^u]", word):
+            raise SwitchError(f"{word!r}: write -o, a space, and the folder")
+    values = vars(line_parser().parse_args(words))
+    return request_from({"prompt": prompt, **values}, base)

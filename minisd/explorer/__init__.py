@@ -1,1 +1,1 @@
-"""The explorer: one drawing over many strengths, as a page to play with, in one file."""
+"""The explorer: one init image, drawn at many strengths, as an interactive page in one file."""

@@ -1,31 +1,72 @@
-"""Runs -> one HTML file that holds everything and asks for nothing."""
+"""Runs -> one HTML file that holds everything and loads nothing."""
 
-import base64
 import html
-import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, features
+from PIL import Image
 from torch import Tensor
 
-from minisd.checkpoint import StableDiffusion
-from minisd.explorer.overlay import heat
 from minisd.explorer.runs import Run
+from minisd.figures.attention import heat
+from minisd.figures.data_uri import data_uri
 from minisd.images import to_pil
-from minisd.trace.ledger import Ledger
-from minisd.trace.tiles import latent_image
+from minisd.observe.ledger import Ledger
+from minisd.observe.tiles import latent_image
+from minisd.recipes import Job
+from minisd.recipes.recipe import name_of
+from minisd.run import choose
+from minisd.schedule import default_schedule
+from minisd.stable_diffusion import StableDiffusion
 
-MOST_WORDS = 12  # whose attention is shown
-TILE = 256  # pixels a side at most, of the pictures on the way
+MAX_WORDS = 12  # words whose attention is shown
+TILE = 256  # the largest side of the pictures of steps, in pixels
 
 
-def page(title: str, data: dict[str, Any]) -> str:
-    """The template with style, script and data in it. What comes from the prompt can't end the
-    element that it stands in: in the title it is escaped, in the data no `<` is left."""
+def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
+    """The page as HTML text. `command` is the shell line that makes the page again.
+
+    job: the one that the runs were drawn from; its image is a picture.
+    """
+    recipe, sd = job.recipe, job.sd
+    assert isinstance(job.image, Image.Image)
+    _, schedule, guidance = choose(recipe.sampler, recipe.schedule, recipe.guidance)
+    words: list[str] = []
+    run_list: list[dict[str, Any]] = []
+    for run in runs:  # each run's tensors are freed before the next run starts
+        words = [word.text for word in run.maps.words][:MAX_WORDS]
+        run_list.append(run_data(sd, run))
+        del run
+    data = {
+        "prompt": recipe.prompt,
+        "words": words,
+        "steps": recipe.steps,
+        "sampler": name_of(recipe.sampler),
+        "schedule": name_of(recipe.schedule or default_schedule(recipe.sampler)),
+        "guidance": guidance if isinstance(guidance, int | float) else name_of(recipe.guidance),
+        "seed": recipe.seed,
+        "size": job.size,
+        "latent": [side // sd.vae.factor for side in job.size],
+        "sigmas": schedule(recipe.steps),
+        "init_image": data_uri(shrunk(job.image), exact=max(job.size) <= 64),
+        "runs": run_list,
+        "model": sd.name,
+        "version": version("minisd"),
+        "command": command,
+    }
+    return fill_template(f"{recipe.prompt} · minisd explorer", data)
+
+
+def fill_template(title: str, data: dict[str, Any]) -> str:
+    """The template with style, script and data in it.
+
+    A prompt may contain tags. None of them can end the element that the prompt stands in: the
+    title is escaped, and the data contain no `<`.
+    """
     folder = Path(__file__).parent
     parts = {
         "title": html.escape(title),
@@ -38,61 +79,55 @@ def page(title: str, data: dict[str, Any]) -> str:
 
 
 def run_data(sd: StableDiffusion, run: Run) -> dict[str, Any]:
-    """What the page knows of a strength. Each sheet is a row of tiles: the drawing's, one for each
-    step, the result's; `eps` and `words` have only those of steps. `words` has a row a word."""
+    """The page's data of one run.
 
-    def small(latent: Tensor, bias: Iterable[float] = sd.latent_rgb_bias) -> Image.Image:
+    Each sheet is a row of tiles: the init image's, one for each step, the result's. The sheets
+    "eps" and "words" have only the steps' tiles, and "words" has one such row for each word.
+    """
+
+    def preview(latent: Tensor, bias: Iterable[float] = sd.latent_rgb_bias) -> Image.Image:
         return latent_image(latent, sd.latent_rgb, bias)
 
-    scaled = [step.x / (step.sigma**2 + 1) ** 0.5 for step in run.steps]
-    ends = small(run.encoded), small(run.latent)
+    first, last = preview(run.encoded), preview(run.latent)
+    x_in = [step.x / (step.sigma**2 + 1) ** 0.5 for step in run.steps]
     sheets = {
-        "x": sheet([[ends[0], *(small(x) for x in scaled), ends[1]]]),
-        "x0": sheet([[ends[0], *(small(step.x0) for step in run.steps), ends[1]]]),
-        "image": sheet([[*(tile(to_pil(p)) for p in run.pictures), tile(run.image)]]),
+        "x": sheet([[first, *(preview(x) for x in x_in), last]]),
+        "x0": sheet([[first, *(preview(step.x0) for step in run.steps), last]]),
+        "image": sheet([[*(shrunk(to_pil(image)) for image in run.decoded), shrunk(run.image)]]),
     }
-    words = range(min(len(run.maps.words), MOST_WORDS))
+    words = range(min(len(run.maps.words), MAX_WORDS))
     maps = [[run.maps.word(i, step) for step in range(len(run.steps))] for i in words]
-    if run.steps:  # the bias is that of latents of pictures; noise has none
-        sheets["eps"] = sheet([[small(step.eps, (0.0, 0.0, 0.0)) for step in run.steps]])
+    if run.steps:  # without the bias, which belongs to latents of pictures: zero noise is grey
+        sheets["eps"] = sheet([[preview(step.eps, (0.0, 0.0, 0.0)) for step in run.steps]])
     if run.steps and maps:
-        sheets["words"] = sheet([[heat(one) for one in row] for row in maps])
+        sheets["words"] = sheet([[heat(attention) for attention in row] for row in maps])
     return {
         "strength": run.strength,
-        "run": len(run.steps),
+        "steps_run": len(run.steps),
         "sheets": sheets,
-        "shares": [[round(float(one.mean()), 4) for one in row] for row in maps],
+        "shares": [[round(float(attention.mean()), 4) for attention in row] for row in maps],
         "ledger": ledger_data(run.ledger),
     }
 
 
 def ledger_data(ledger: Ledger) -> dict[str, float | None]:
-    names = ("sigma_put", "sigma_told", "t_told", "image_gain", "snr", "share_of_image", "calls")
-    return {name: getattr(ledger, name) for name in names}
+    """The ledger's numbers, by the names that page.js reads."""
+    names = ("sigma_added", "sigma_expected", "t_expected", "image_gain", "snr", "image_share")
+    return {name: getattr(ledger, name) for name in (*names, "calls")}
 
 
-def tile(image: Image.Image) -> Image.Image:
-    """The picture, made smaller where it is larger than TILE."""
+def shrunk(image: Image.Image) -> Image.Image:
+    """The picture, scaled down if a side is longer than TILE."""
     image = image.copy()
     image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
     return image
 
 
 def sheet(rows: list[list[Image.Image]]) -> str:
-    """Tiles of one size, side by side, as a data URI. Small ones come out exact."""
+    """Rows of tiles of one size, as a data URI. Lossless if the tiles are small."""
     w, h = rows[0][0].size
-    whole = Image.new("RGB", (w * len(rows[0]), h * len(rows)))
+    image = Image.new("RGB", (w * len(rows[0]), h * len(rows)))
     for j, row in enumerate(rows):
-        for i, one in enumerate(row):
-            whole.paste(one, (i * w, j * h))
-    return data_uri(whole, exact=max(w, h) <= 64)
-
-
-def data_uri(image: Image.Image, exact: bool) -> str:
-    file = io.BytesIO()
-    kind = "webp" if features.check("webp") and max(image.size) < 16384 else "png"
-    if kind == "webp":
-        image.save(file, "WEBP", lossless=exact, quality=90 if exact else 85, method=6)
-    else:
-        image.save(file, "PNG", optimize=True)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+        for i, tile in enumerate(row):
+            image.paste(tile, (i * w, j * h))
+    return data_uri(image, exact=max(w, h) <= 64)

@@ -1,85 +1,72 @@
-"""One drawing, drawn over at several strengths, with all that happens on the way."""
+"""One init image, drawn at several strengths, with everything that happened during each run."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minisd.attention_maps import AttentionMaps
-from minisd.checkpoint import StableDiffusion
-from minisd.img2img import img2img
-from minisd.step import Step
-from minisd.trace.ledger import Ledger, auditing
-from minisd.trace.watch import together
+from minisd.observe.attention_maps import AttentionMaps
+from minisd.observe.ledger import Ledger
+from minisd.observe.watch import together
+from minisd.prompts.syntax import parse
+from minisd.recipes import Job
+from minisd.run import Encoded, Event, Observer, ignore
+from minisd.samplers import Step
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """What was seen of one strength."""
+    """The record of a run at one strength."""
 
     strength: float
     ledger: Ledger
     maps: AttentionMaps
     image: Image.Image  # the result
-    latent: Tensor  # (1, 4, h, w), what it was decoded from
-    encoded: Tensor  # (1, 4, h, w), the drawing's
-    steps: list[Step] = field(default_factory=list)
-    # the pictures of `encoded` and of each step's x0 estimate: what would come out at this point
-    pictures: list[Tensor] = field(default_factory=list)  # (1, 3, H, W) each
+    latent: Tensor  # (1, 4, h, w), the result's
+    encoded: Tensor  # (1, 4, h, w), the init image's
+    steps: list[Step]
+    # The pictures of `encoded` and of each step's x0: the results if the run had ended there.
+    decoded: list[Tensor]  # (1, 3, H, W) each
+
+
+def prompt_texts(prompt: str) -> list[str]:
+    """The texts of a prompt that the tokenizer encodes separately, for AttentionMaps.
+
+    Raises ValueError for a blend: each token position holds words of several texts then.
+    """
+    parts = parse(prompt).parts
+    if len(parts) > 1:
+        raise ValueError("attention to the words of a blend cannot be separated: give one prompt")
+    return [fragment.text for fragment in parts[0].fragments]
 
 
 @torch.inference_mode()
-def runs(
-    sd: StableDiffusion,
-    pieces: list[str],
-    prompt: str | Tensor,
-    image: Image.Image,
-    strengths: list[float],
-    *,
-    observe: Callable[..., None],
-    **settings: Any,
+def draw_all(
+    job: Job, strengths: Iterable[float], observe: Observer = ignore
 ) -> Iterator[Run]:
-    """A Run for each strength. pieces: the prompt's words, as AttentionMaps takes them.
+    """A Run for each strength, which replaces the recipe's own.
 
-    Each is a call of img2img with `settings`, so that what is shown is what `minisd img2img` draws,
-    to the last bit. One batch of all strengths that are at the same sigma would save 30 % of the
-    network's time on a CPU (2.9 s instead of 4.2 s with the weights that come with minisd), and
-    would be off by 2e-5: matrix products are summed in another order for another batch size.
+    Each strength is a run of its own, so that the page shows what `minisd img2img` draws, to the
+    last bit. One batch for all strengths that are at the same sigma would save 30 % of the
+    network's time on a CPU. Its results would differ by 2e-5, because matrix products are summed in
+    another order for another batch size.
+
+    Raises ValueError for a blend, and if a result is not finite.
     """
-    prompt = sd.text_states(prompt)  # (1, 77, C), once for all
+    sd, texts = job.sd, prompt_texts(job.recipe.prompt)
     for strength in strengths:
-        seen: dict[str, Any] = {}
-        steps: list[Step] = []
-
-        def record(name: str, seen=seen, steps=steps, **values: Any) -> None:
-            if name == "encoded":
-                seen["encoded"] = values["x0"]
-            elif name == "step":
-                steps.append(values["step"])
-
-        with AttentionMaps(sd, pieces) as maps, auditing(sd.unet) as ledger:
-            result = img2img(
-                sd,
-                prompt,
-                image,
-                strength=strength,
-                observe=together(record, maps, ledger, observe),
-                **settings,
-            )
+        strength_job = replace(job, recipe=replace(job.recipe, strength=strength))
+        events: list[Event] = []
+        with AttentionMaps(sd, texts) as maps, Ledger(sd) as ledger:
+            result = strength_job.draw(together(events.append, maps, ledger, observe))
         if not result.latent.isfinite().all():
-            said = f"the run at strength {strength:g} gave numbers that are not finite"
-            raise ValueError(f"{said}; try --dtype float32 or another sampler")
-        pictures = [sd.vae.decode(x0) for x0 in (seen["encoded"], *(step.x0 for step in steps))]
-        yield Run(
-            strength,
-            ledger,
-            maps,
-            result.image,
-            result.latent,
-            seen["encoded"],
-            steps,
-            pictures,
-        )
+            raise ValueError(
+                f"the run at strength {strength:g} gave numbers that are not finite; "
+                "try --dtype float32 or another sampler"
+            )
+        encoded = next(event.x0 for event in events if isinstance(event, Encoded))
+        steps = [event for event in events if isinstance(event, Step)]
+        decoded = [sd.vae.decode(x0) for x0 in (encoded, *(step.x0 for step in steps))]
+        yield Run(strength, ledger, maps, result.image, result.latent, encoded, steps, decoded)

@@ -1,7 +1,8 @@
-"""The sampler laboratory: `certify` measures what a sampler does, on exactly known models."""
+"""The sampler laboratory: `certify` measures a sampler on models that are known exactly."""
 
+from minisd.lab.card import Line
 from minisd.lab.certificate import Certificate, certify
 from minisd.lab.exact import Mixture, Pictures
-from minisd.lab.subject import Line, Theory
+from minisd.lab.subject import Theory
 
 __all__ = ["Certificate", "Line", "Mixture", "Pictures", "Theory", "certify"]

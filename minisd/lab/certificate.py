@@ -3,44 +3,45 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from typing import Any
 
 from minisd.lab import contract, quality
-from minisd.lab.subject import Line, Sampler, Subject, Theory, judge
+from minisd.lab.card import Check, Line
+from minisd.lab.subject import Subject, Theory
+from minisd.samplers import FACTS, SAMPLERS, Sampler
 
 CHECKS = contract.CHECKS + quality.CHECKS
 
-# What the papers say of minisd's own, with eta 1 where they have one. In 10 steps of which the last
-# ends in sigma 0, two calls a step make 19, and noise for each step that adds some is 9 normals.
-THEORY = {
-    "k_lms": Theory(4, degrees="0123", memory=True, calls=10, normals=0),
-    "ddim": Theory(1, 1, degrees="0000", memory=False, calls=10, normals=10, eta=1.0),
-    "plms": Theory(2, uneven_order=1, degrees="1123", memory=True, calls=11, normals=0),
-    "k_euler": Theory(1, degrees="0000", memory=False, calls=10, normals=0),
-    "k_euler_a": Theory(1, 1, degrees="0000", memory=False, calls=10, normals=9, eta=1.0),
-    "k_heun": Theory(2, degrees="1111", memory=False, calls=19, normals=0),
-    "k_dpm_2": Theory(2, degrees="0000", memory=False, calls=19, normals=0),
-    "k_dpm_2_a": Theory(2, 2, degrees="0000", memory=False, calls=19, normals=9, eta=1.0),
-    "k_dpmpp_2": Theory(2, degrees="0000", memory=True, calls=10, normals=0),
-    "k_dpmpp_2_a": Theory(2, 2, degrees="0000", memory=False, calls=19, normals=9, eta=1.0),
-}
 
-
-def theory_of(
-    name: str, options: dict[str, float] | None = None, order: int | None = None
-) -> Theory:
-    """What is known of one of minisd's samplers with these options; of others, the order."""
-    theory, options = THEORY.get(name, Theory()), options or {}
-    if name == "k_lms":  # Adams-Bashforth; of order 1, Euler
-        slopes = int(options.get("order", 4))
-        degrees = "".join(str(min(i, slopes - 1)) for i in range(4))
-        theory = replace(theory, order=slopes, degrees=degrees, memory=slopes > 1)
-        theory = replace(theory, max_gain=options.get("max_gain"))
-    eta = options.get("eta", 0.0 if name == "ddim" else theory.eta)
-    if eta is not None:
-        theory = replace(theory, eta=eta, normals=theory.normals if eta else 0)
-    return theory if order is None else replace(theory, order=order)
+def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
+    """What is known of one of minisd's samplers with these options. Of others, only their eta."""
+    options = options or {}
+    if name not in FACTS:
+        eta = options.get("eta")
+        return Theory(eta=eta, normals=0 if eta == 0 else None)
+    facts = FACTS[name]
+    defaults = {key: p.default for key, p in signature(SAMPLERS[name]).parameters.items()}
+    settings = defaults | dict(options)
+    eta = settings.get("eta")
+    theory = Theory(
+        order=facts.order,
+        weak_order=facts.order,
+        uneven_order=facts.uneven_order,
+        degrees=facts.degrees,
+        memory=facts.memory,
+        calls=facts.calls,
+        normals=facts.normals if eta else 0,
+        eta=eta,
+        max_gain=settings.get("max_gain"),
+    )
+    if "order" not in settings:
+        return theory
+    order = settings["order"]  # it needs as many slopes, and integrates one degree less exactly
+    degrees = "".join(min(degree, f"{order - 1}") for degree in facts.degrees)
+    return replace(theory, order=order, degrees=degrees, memory=order > 1)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,20 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        return all(line.verdict != "fail" for line in self.lines)
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Line]:
+        return [line for line in self.lines if line.verdict == "fail"]
+
+    @property
+    def verdict(self) -> str:
+        failed = len(self.failures)
+        return f"{failed} of {len(self.lines)} lines fail" if failed else "nothing fails"
 
     def card(self) -> str:
-        """As text. What a failure usually means stands under each line that failed."""
-        failed = sum(line.verdict == "fail" for line in self.lines)
-        verdict = f"{failed} of {len(self.lines)} lines fail" if failed else "nothing fails"
-        rows = [f"{self.name}: {verdict} ({self.seconds:.1f} s)", ""]
+        """As text. Under each failure stands what it usually means."""
+        rows = [f"{self.name}: {self.verdict} ({self.seconds:.1f} s)", ""]
         for line in self.lines:
             rows.append(
                 f"  {line.verdict:8}  {line.check:48}  {number(line.value):>9}   {line.expected}"
@@ -85,9 +93,8 @@ def certify(
 ) -> Certificate:
     """Run the checks on a sampler, a function such as those in samplers.py.
 
-    Its options are given by functools.partial.
-
-    A check that raises is a line that fails, and says what was raised.
+    Give it options with functools.partial. A check in which the sampler raises is a line that fails
+    and quotes the error.
     """
     begin = time.perf_counter()
     subject = Subject(sampler, theory)
@@ -96,9 +103,9 @@ def certify(
         try:
             lines += check(subject)
         except Exception as error:
-            title = check.__name__.replace("check_", "").replace("_", " ")
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            lines.append(judge(f"{title}: raised an error", math.nan, False, "none", what))
+            title = check.__name__.replace("check_", "").replace("_", " ") + ": raised an error"
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            lines.append(Check(title, message, expected="no error").line(math.nan, passed=False))
         if stop_at_failure and any(line.verdict == "fail" for line in lines):
             break
     return Certificate(name, lines, time.perf_counter() - begin)

@@ -1,19 +1,19 @@
-"""Samplers on a network: distance to a 1000-step solution, by network calls.
+"""Samplers on a network: the distance to a run of 1000 steps, by network calls.
 
-As the DPM-Solver papers measure it (Lu et al. 2022, DPM-Solver++), on the weights that
-come with minisd or on others. Only for samplers that add no noise: the others have no one result.
+Measured as in the papers on DPM-Solver (Lu et al. 2022, DPM-Solver++). Only for samplers that add
+no noise, because the others have no single result to compare with.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from minisd.checkpoint import StableDiffusion
-from minisd.guidance import guided
-from minisd.lab.plot import Curves
-from minisd.lab.subject import Recorder, Sampler, rms, run
-from minisd.samplers import k_dpmpp_2
+from minisd.figures.svg import Curves
+from minisd.guidance import Guided
+from minisd.lab.subject import Recorder, final_latent, rms
+from minisd.samplers import Sampler, k_dpmpp_2
 from minisd.schedule import SCHEDULES
+from minisd.stable_diffusion import StableDiffusion
 
 STEPS = (5, 7, 10, 15, 20, 30, 50)
 
@@ -28,29 +28,29 @@ def compare(
     seed: int = 0,
     reference_steps: int = 1000,
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """For each sampler, by steps: network calls and RMS of its latent less the reference's.
+    """For each sampler, by steps: network calls, and the RMS distance to the reference latent.
 
-    The reference is k_dpmpp_2's. It yields a sampler as soon as it is measured, since this takes
-    long.
+    The reference is k_dpmpp_2's. Each sampler is yielded as soon as it is measured, because the
+    whole comparison takes minutes.
     """
     context, uncond = sd.text_states(prompt), sd.text_states("")
-    model = guided(sd.unet, context, uncond, guidance)
+    predict_eps = Guided(sd.unet, context, uncond, guidance)
     side = sd.native_size // sd.vae.factor
-    grid = SCHEDULES[schedule]
+    sigmas = SCHEDULES[schedule]
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
-    x = grid(1)[0] * noise.to(sd.device)
-    reference = run(k_dpmpp_2, model, x, grid(reference_steps))[-1].x_next
+    x = sigmas(1)[0] * noise.to(sd.device)
+    reference = final_latent(k_dpmpp_2, predict_eps, x, sigmas(reference_steps))
     for name, sampler in samplers.items():
         points = []
         for steps in STEPS:
-            counted = Recorder(model)
-            x_end = run(sampler, counted, x, grid(steps))[-1].x_next
-            points.append((len(counted.calls), rms(x_end - reference)))
+            model = Recorder(predict_eps)
+            x_end = final_latent(sampler, model, x, sigmas(steps))
+            points.append((len(model.calls), rms(x_end - reference)))
         yield name, points
 
 
 def table(curves: Curves, reference_steps: int = 1000) -> str:
-    """As text: a row for each sampler, a column for each number of steps."""
+    """As text: two rows for each sampler, a column for each number of steps."""
     title = f"distance to {reference_steps} steps"
     rows = [f"{title:22}" + "".join(f"{steps:>9}" for steps in STEPS) + "  steps"]
     for name, points in curves.items():

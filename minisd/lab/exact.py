@@ -1,35 +1,35 @@
-"""Models that are known exactly, to hold samplers against: each is a `predict_eps`.
+"""Models that are known exactly, to measure samplers with: each is a `predict_eps`.
 
-If the data's distribution is known, so is the best possible network: x0 = E[x0 | x, sigma], the
-mean of the posterior, and eps = (x - x0) / sigma. Samplers follow dx/dsigma = eps (Karras et al.
-2022, equation 1, with sigma for time), whose solution is known as well where elements are
-independent.
+If the distribution of the data is known, so is the best possible network. It predicts the mean of
+the posterior, x0 = E[x0 | x, sigma], and eps = (x - x0) / sigma. Samplers follow dx/dsigma = eps
+(Karras et al. 2022, equation 1, with sigma for time). Its solution is known too if the elements of
+the data are independent.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from minisd.samplers import PredictEps
 from minisd.schedule import t_to_sigma
-from minisd.step import PredictEps
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data whose elements are independent, each from a mixture of normals (weight, mean, std).
+    """Data with independent elements, each drawn from a mixture of normals (weight, mean, std).
 
-    One component is a Gaussian, for which eps is linear in x. A std of 0 is a single point, for
-    which every consistent sampler is exact.
+    With one component the data is Gaussian, and eps is linear in x. With a std of 0 it is a single
+    point, for which every consistent sampler is exact.
     """
 
     components: tuple[tuple[float, float, float], ...]
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """eps at x: each component's own x0 is Bayes' for two normals, weighted by its
-        likelihood."""
+        """eps at x. Each component's x0 follows from Bayes' rule, weighted by its likelihood."""
         logs, x0s = [], []
         for weight, mean, std in self.components:
             variance = std**2 + sigma**2  # of x, if this component made it
@@ -39,18 +39,22 @@ class Mixture:
         return (x - x0) / sigma
 
     def tails(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The share of the data, with noise of sigma, below x and above. 1 - share loses digits."""
-        z = [(x - mean) / (std**2 + sigma**2) ** 0.5 for _, mean, std in self.components]
+        """The shares of the data, with noise of sigma, that lie below x and above x.
+
+        Both are computed, because 1 - share would lose digits.
+        """
+        z_scores = [(x - mean) / (std**2 + sigma**2) ** 0.5 for _, mean, std in self.components]
         weights = [weight for weight, _, _ in self.components]
-        below = sum(w * torch.special.ndtr(z) for w, z in zip(weights, z))
-        return below, sum(w * torch.special.ndtr(-z) for w, z in zip(weights, z))
+        below = sum(w * torch.special.ndtr(z) for w, z in zip(weights, z_scores))
+        above = sum(w * torch.special.ndtr(-z) for w, z in zip(weights, z_scores))
+        return torch.as_tensor(below), torch.as_tensor(above)
 
     def flow(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """Where at sigma_next the exact solution is that passes x at sigma, to 1e-13 or so.
+        """The point at sigma_next of the exact solution through x at sigma, to about 1e-13.
 
-        Solutions can't cross, and they carry the distribution at sigma into that at sigma_next. So
-        a solution stays at its quantile, which leaves a bisection. Needs a std above 0 for
-        sigma_next 0.
+        Solutions cannot cross, and they carry the distribution at sigma to the one at sigma_next.
+        So a solution keeps its quantile, and bisection finds the point with that quantile. At
+        sigma_next 0 every std must be above 0.
         """
         below, above = self.tails(x, sigma)
         low, high = torch.full_like(x, -1e3), torch.full_like(x, 1e3)
@@ -66,9 +70,8 @@ class Mixture:
 class Pictures:
     """Data that is one of the `pictures` (K, C, h, w): x0 is their mean, weighted by likelihood.
 
-    As the noise goes, the likelihood picks one of them: img2img with this model turns a drawing
-    into the picture that is nearest to it, out of those that a network with no imagination has
-    learned.
+    As the noise falls, the likelihood comes to favour one of them. So img2img with this model turns
+    a drawing into the nearest of the pictures.
     """
 
     pictures: Tensor
@@ -81,10 +84,24 @@ class Pictures:
 
 
 def as_unet(predict_eps: PredictEps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """An exact model behind the UNet's door, (x scaled to variance 1, t, context) -> eps."""
+    """An exact model with the UNet's arguments: (x scaled to variance 1, t, context) -> eps."""
 
     def unet(x_in: Tensor, t: Tensor, context: Tensor) -> Tensor:
         sigma = t_to_sigma(t[0].item())
         return predict_eps(x_in * (sigma**2 + 1) ** 0.5, sigma)
 
     return unet
+
+
+def as_sd(predict_eps: PredictEps) -> SimpleNamespace:
+    """An exact model as an `sd`, with all that img2img uses if it is given a latent (1, 4, 8, 8).
+
+    It cannot encode. Its decoder returns a blank picture.
+    """
+    return SimpleNamespace(
+        unet=as_unet(predict_eps),
+        vae=SimpleNamespace(factor=8, decode=lambda latent: torch.zeros(1, 3, 64, 64)),
+        text_states=lambda prompt: torch.zeros(1, 77, 1),
+        multiple=64,
+        device=torch.device("cpu"),
+    )

@@ -1,1 +1,1 @@
-"""The recipe of the weights that come with minisd. README.md beside this says how to run it."""
+"""How the weights that come with minisd are trained. README.md in this folder says how to run it."""

@@ -1,9 +1,9 @@
-"""Train a model like the one that comes with minisd, from pictures and captions to one file.
+"""Train a model like the one that comes with minisd: from pictures with captions to one file.
 
-    python -m weights.train --profile gpu       # or cpu; or --quick, a toy in two minutes
+    python -m weights.train --profile gpu       # or cpu; or --quick, a toy in half a minute
 
-Run from the repository's root. Stop it at any time with Ctrl-C or SIGTERM; the same command goes
-on where it stopped. README.md beside this explains each stage, and how to measure the result.
+Run it from the repository's root. Ctrl-C or SIGTERM stops it at any time; the same command then
+continues where it stopped. README.md in this folder explains the stages and how to measure results.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import minisd
 from minisd.fast import keep_memory
@@ -22,38 +21,43 @@ from weights.train import data
 from weights.train.autoencoder import reconstructions, train_autoencoder, train_decoder
 from weights.train.cache import encode_all
 from weights.train.diffusion import train_diffusion
-from weights.train.export import export, take_up
-from weights.train.pictures import FIRE, Stylist, draw, sheet
+from weights.train.export import export, resume
+from weights.train.pictures import FIRE, on_white, plain_and_augmented, sheet, to_image
 from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
 from weights.train.words import train_words
 
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
 
 
-def parsed(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m weights.train", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=PROFILES, default="cpu", help="default: cpu")
     parser.add_argument("--quick", action="store_const", const="quick", dest="profile")
-    parser.add_argument("--data", metavar="DIR", help="folder of the packed pictures")
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds the pack")
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: runs/PROFILE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--minutes", type=float, nargs=4, metavar=tuple("ABCD"), help=f"of {', '.join(STAGES)}"
+        "--minutes",
+        type=float,
+        nargs=4,
+        metavar=tuple("ABCD"),
+        help=f"the time for each stage: {', '.join(STAGES)}",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--from", dest="start", type=Path, metavar="FILE", help="go on from an exported file"
+        "--from", dest="start", type=Path, metavar="FILE", help="continue from an exported file"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> Path:
-    args = parsed(argv)
+    args = parse(argv)
     profile, device = PROFILES[args.profile], torch.device(args.device)
     if args.minutes:
-        stages = zip(STAGES, args.minutes)
+        budgets = dict(zip(STAGES, args.minutes, strict=True))
         profile = replace(
-            profile, **{s: replace(getattr(profile, s), minutes=m) for s, m in stages}
+            profile,
+            **{name: replace(getattr(profile, name), minutes=m) for name, m in budgets.items()},
         )
     folder = args.run or Path("runs") / profile.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,28 +70,28 @@ def main(argv: list[str] | None = None) -> Path:
     seconds = time.monotonic() - start
     print(f"{len(train.rows):,} pictures to train on, {len(held.rows)} held out ({seconds:.0f} s)")
 
-    took_up = take_up(args.start) if args.start else None
-    if took_up:
+    resumed = resume(args.start) if args.start else None
+    if resumed:
         vae = new_vae(profile)
-        vae.load_state_dict(took_up["vae"])
+        vae.load_state_dict(resumed["vae"])
         vae = vae.to(device).requires_grad_(False).eval()
     else:
         vae = train_autoencoder(train, profile, folder, args.seed)
     train_decoder(train, vae, profile, folder, args.seed)
-    shown = on_white(held.rgba[:32])
-    reconstructions(vae, shown, folder / "reconstructions.png")
+    reconstructions(vae, on_white(held.rgba[:32]), folder / "reconstructions.png")
 
     learned = np.flatnonzero(data.labelled(train.rows, profile.concepts))
     fire = [i for i in learned if train.rows[i]["codepoint"] == FIRE]
-    train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))  # the document's word
+    # Fire, the seed document's own prompt, comes eight times as often as other things.
+    train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
-    some = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // 200)))
-    some = [picture(image) for image in torch.cat([*plain_and_augmented(some, args.seed)])]
+    sample = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // 200)))
+    pictures = [to_image(image) for image in torch.cat(plain_and_augmented(sample, args.seed))]
     del pack, train
-    text = new_text_encoder(profile) if took_up else train_words(cache, profile, folder, args.seed)
-    models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, took_up)
+    text = new_text_encoder(profile) if resumed else train_words(cache, profile, folder, args.seed)
+    models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, resumed)
     path = folder / "model.safetensors"
-    sd = export(path, vae, models, profile, trained, some)
+    sd = export(path, vae, models, profile, trained, pictures)
     drawn = [minisd.txt2img(sd, p, steps=10, guidance=4, seed=1).image for p in PROMPTS]
     sheet([(torch.cat([*map(to_tensor, drawn)]) + 1) / 2], folder / "samples.png")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB after {trained['step']:,} steps")
@@ -96,24 +100,6 @@ def main(argv: list[str] | None = None) -> Path:
     return path
 
 
-def on_white(rgba: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 4, S, S) -> (B, 3, S, S) in [-1, 1]."""
-    rgba = rgba.float() / 255
-    return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) * 2 - 1
-
-
-def plain_and_augmented(pack: data.Pack, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pictures on white, and as augmentation makes them: (N, 3, S, S) in [-1, 1] each."""
-    everything = np.arange(len(pack.rows))
-    looks = Stylist(pack.rows)(everything, np.random.default_rng(seed))
-    return on_white(pack.rgba), draw(pack, everything, looks)
-
-
-def picture(image: torch.Tensor) -> Image.Image:
-    values = ((image + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(values)
-
-
 if __name__ == "__main__":
-    keep_memory()  # on a CPU, with a thread for each core: half of the time
+    keep_memory()  # on a CPU with a thread for each core, this halves the time
     main()

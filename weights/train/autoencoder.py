@@ -1,14 +1,17 @@
-"""Stage 1, the autoencoder: pictures to latents a twelfth the size, and back; then more decoder.
+"""Stage 1, the autoencoder: pictures to latents with a twelfth of the numbers, and back.
 
-The loss is L1, of the pictures and of their slopes at four scales, and a little KL.
+The loss is L1, of the pictures and of their slopes at four scales, plus a small KL term.
 
-- L1 alone leaves edges soft: a blurred edge costs little where the picture is flat almost
-  everywhere. The slopes (differences of neighbours) are nothing but edges, and at coarser scales
-  they keep shading right. It is a perceptual term that needs no other network.
-- KL, to a normal distribution, is weighted so low that it only keeps the latents from growing and
-  makes the decoder bear with a little noise, which is what a UNet's errors look like to it.
+- L1 alone leaves edges soft: a blurred edge costs little if most of the picture is flat. The slopes
+  (differences of neighbours) consist of nothing but edges, and at coarser scales they keep the
+  shading right. They are a perceptual loss that needs no second network.
+- KL is the distance of the posterior from a normal distribution. Its weight is very low: it only
+  keeps the latents from growing, and makes the decoder tolerate a little noise. The decoder needs
+  that, because to it the UNet's errors look like noise.
 - There is no adversarial term. At a twelfth of the numbers (SD: a forty-eighth) drawings like these
-  come back sharp without one, and it doubles the time of a step.
+  are sharp without one, and it would double the time of a step.
+
+The decoder is then trained alone for some time more.
 """
 
 import hashlib
@@ -31,27 +34,28 @@ SLOPES = 1.0
 
 
 def slopes(image: Tensor) -> list[Tensor]:
+    """Differences of neighbours, across and down."""
     return [image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]]
 
 
-def distance(found: Tensor, wanted: Tensor) -> Tensor:
+def distance(image: Tensor, target: Tensor) -> Tensor:
     """L1 of pictures and slopes, at full size, half, a quarter and an eighth."""
-    total = F.l1_loss(found, wanted)
+    total = F.l1_loss(image, target)
     for _ in range(4):
-        pairs = zip(slopes(found), slopes(wanted))
+        pairs = zip(slopes(image), slopes(target), strict=True)
         total = total + SLOPES / 4 * sum(F.l1_loss(a, b) for a, b in pairs)
-        found, wanted = F.avg_pool2d(found, 2), F.avg_pool2d(wanted, 2)
+        image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
     return total
 
 
 @torch.no_grad()
-def decibels(found: Tensor, wanted: Tensor) -> Tensor:
-    """PSNR of a whole batch in [-1, 1], for the progress line."""
-    return 10 * torch.log10(4 / F.mse_loss(found.float(), wanted))
+def decibels(image: Tensor, target: Tensor) -> Tensor:
+    """PSNR of a batch in [-1, 1], for the progress line."""
+    return 10 * torch.log10(4 / F.mse_loss(image.float(), target))
 
 
-class Both(nn.Module):
-    """Encode, draw from the posterior, decode."""
+class RoundTrip(nn.Module):
+    """Encode, draw from the posterior, decode: -> (picture, KL)."""
 
     def __init__(self, vae: VAE):
         super().__init__()
@@ -66,23 +70,23 @@ class Both(nn.Module):
 
 
 def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> VAE:
-    """Trained, averaged, and its latents brought to variance 1; `folder` keeps the state."""
+    """The trained autoencoder: averaged weights, latents of variance 1. `folder` keeps the state."""
     device = pack.rgba.device
     torch.manual_seed(seed)
-    both = Both(new_vae(profile)).to(device)
+    model = RoundTrip(new_vae(profile)).to(device)
     if profile.channels_last and device.type == "cuda":
-        both.to(memory_format=torch.channels_last)
-    state = loop.State(both)
+        model.to(memory_format=torch.channels_last)
+    state = loop.State(model)
     facts = profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)}
     if (path := folder / "autoencoder.pt").exists():
         state.load(path, facts)
-    stylist, batch, passes = Stylist(pack.rows), profile.autoencoder.batch, loop.Passes(both)
-    shape = (batch, 4, *[profile.size // both.vae.factor] * 2)
+    stylist, batch, passes = Stylist(pack.rows), profile.autoencoder.batch, loop.Passes(model)
+    shape = (batch, 4, *[profile.size // model.vae.factor] * 2)
 
-    def loss_of(both: Both, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        found, kl = both(image, noise)
-        loss = distance(found.float(), image) + KL * kl
-        return {"loss": loss, "kl": kl, "dB": decibels(found, image)}
+    def loss_of(model: RoundTrip, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        decoded, kl = model(image, noise)
+        loss = distance(decoded.float(), image) + KL * kl
+        return {"loss": loss, "kl": kl, "dB": decibels(decoded, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
         which = order(len(pack.rows), seed, step, batch)
@@ -95,15 +99,17 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
     vae = state.average.vae.requires_grad_(False)
     which = order(len(pack.rows), seed, 0, min(1024, len(pack.rows)))
     looks = stylist(which, np.random.default_rng([seed, 2]))
-    images = [draw(pack, some, part) for some, part in pieces(which, looks, 64)]
+    images = [draw(pack, *piece) for piece in pieces(which, looks, 64)]
     fold_scale(vae, images)
     return vae
 
 
 def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: int) -> None:
-    """The decoder for some time more, in place, with the latents as they are: nothing that was
-    learned of them is lost, so it can be done at any time, after the UNet too. (SD's own decoder
-    was made better so: vae-ft-mse.)"""
+    """Train the decoder some more, in place, without changing the latents.
+
+    What the UNet has learned about the latents stays valid, so this can be done at any time, even
+    after the UNet's training. SD's own decoder was improved this way: vae-ft-mse.
+    """
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     state = loop.State(half.requires_grad_(True))
     facts = profile.facts("decoder") | {"seed": seed, "latents": latents_hash(vae)}
@@ -113,8 +119,8 @@ def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: in
 
     def loss_of(half: nn.ModuleDict, z: Tensor, image: Tensor) -> dict[str, Tensor]:
         z = (z / SCALE).to(half["post_quant_conv"].weight.dtype)
-        found = half["decoder"](half["post_quant_conv"](z))
-        return {"loss": distance(found.float(), image), "dB": decibels(found, image)}
+        decoded = half["decoder"](half["post_quant_conv"](z))
+        return {"loss": distance(decoded.float(), image), "dB": decibels(decoded, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
         which = order(len(pack.rows), seed + 1, step, batch)
@@ -129,7 +135,7 @@ def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: in
 
 
 def latents_hash(vae: VAE) -> str:
-    """Of the weights that make latents."""
+    """A hash of the weights that make latents."""
     digest = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values():
@@ -138,7 +144,7 @@ def latents_hash(vae: VAE) -> str:
 
 
 def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndarray, Looks]]:
-    """(indices, looks) in pieces of `size`, for drawing many pictures in little memory."""
+    """(indices, looks) in pieces of `size`, to draw many pictures in little memory."""
     for i in range(0, len(which), size):
         fields = {name: value[i : i + size] for name, value in vars(looks).items()}
         yield which[i : i + size], Looks(**fields)
@@ -146,11 +152,11 @@ def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndar
 
 @torch.no_grad()
 def fold_scale(vae: VAE, images: list[Tensor]) -> None:
-    """Bring each latent channel to mean 0 and variance 1 after SCALE, by changing the 1x1
-    convolutions on either side of the latents; what comes out of decode(encode(x)) stays.
+    """Bring each latent channel to mean 0 and variance 1 after SCALE, in place.
 
-    SD's 0.18215 was measured, after training, to do that for its own autoencoder. Here the latents
-    are made to fit the number: whoever loads the file needs no other.
+    This changes the 1x1 convolutions on both sides of the latents. decode(encode(x)) stays the
+    same. For SD's autoencoder, 0.18215 was measured after training; here the latents are made to
+    fit that number, so that every program that loads the file can use it.
     """
     z = torch.cat([vae.encode(image) / SCALE for image in images])  # (N, 4, h, w)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
@@ -165,8 +171,10 @@ def fold_scale(vae: VAE, images: list[Tensor]) -> None:
 
 @torch.no_grad()
 def reconstructions(vae: VAE, images: Tensor, path: Path, columns: int = 16) -> None:
-    """A sheet of originals, each above what comes back."""
-    back = torch.cat([vae.decode(vae.encode(some)) for some in images.split(32)])
-    both = ((some.clamp(-1, 1) + 1) / 2 for some in (images, back))
-    pairs = zip(*(some.split(columns) for some in both))
-    sheet([line for pair in pairs for line in pair], path)
+    """Write a sheet of originals, each above its reconstruction."""
+    decoded = torch.cat([vae.decode(vae.encode(batch)) for batch in images.split(32)])
+    originals, copies = (
+        ((pictures.clamp(-1, 1) + 1) / 2).split(columns) for pictures in (images, decoded)
+    )
+    pairs = zip(originals, copies, strict=True)
+    sheet([row for pair in pairs for row in pair], path)

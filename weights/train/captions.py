@@ -1,4 +1,4 @@
-"""What is said of a picture: its words, its style, its background, in many ways."""
+"""Captions: the name of a picture, its style and its background, in many phrasings."""
 
 from collections import Counter
 from functools import cache
@@ -8,8 +8,9 @@ import numpy as np
 
 from minisd.tokenizer import END, START, Tokenizer
 from weights.train.data import STYLES
+from weights.train.pictures import Background, Company, Look
 
-PLACES = 32  # tokens kept of a caption, start and end counted; the other 45 of 77 are padding
+PLACES = 32  # tokens of a caption, with start and end; the other 45 of the 77 are padding
 
 LINE_FORMS = ("a sketch of {}", "{}, sketch", "{}, line art", "a black and white drawing of {}")
 ROUGH_FORMS = (
@@ -25,20 +26,21 @@ COUNTED = ("two", "a pair of", "2")
 
 
 def plural(words: str) -> str:
-    """'red heart' -> 'red hearts'; rough, but right for the most part."""
+    """'red heart' -> 'red hearts'. The rule is rough, but mostly right."""
     if words.endswith(("s", "x", "ch", "sh")):
         return words + "es"
     return words[:-1] + "ies" if words.endswith("y") and words[-2] not in "aeiou" else words + "s"
 
 
 def synonyms(rows: list[dict], most: int = 3) -> dict[str, list[str]]:
-    """code point -> the tags that say something by themselves: `most` emoji at most have them."""
+    """code point -> its tags that are specific: at most `most` emoji have them."""
     tags = {row["codepoint"]: {t for t in row["tags"] if len(t) > 2} for row in rows}
-    uses = Counter(tag for found in tags.values() for tag in found)
-    return {code: sorted(t for t in found if uses[t] <= most) for code, found in tags.items()}
+    uses = Counter(tag for row_tags in tags.values() for tag in row_tags)
+    return {code: sorted(t for t in row_tags if uses[t] <= most) for code, row_tags in tags.items()}
 
 
 def name_of(rng: Random, row: dict, alike: list[str]) -> str:
+    """The label, a synonym, the label with tags, or the label's words in any order."""
     words, chance = row["text"], rng.random()
     if chance < 0.68:
         return words
@@ -46,28 +48,26 @@ def name_of(rng: Random, row: dict, alike: list[str]) -> str:
         return rng.choice(alike)
     if chance < 0.95 and row["tags"]:
         return " ".join([words, *rng.sample(row["tags"], min(2, len(row["tags"])))])
-    return " ".join(rng.sample(words.split(), len(words.split())))  # any order
+    return " ".join(rng.sample(words.split(), len(words.split())))
 
 
-def caption(rng: Random, row: dict, alike: list[str], look: dict, other: dict | None = None) -> str:
-    """One caption. `look` is what augmentation did to the picture (pictures.Looks.of), `other` the
-    row of a second picture in it. What is common may go unsaid, what is odd is always said:
+def caption(rng: Random, row: dict, alike: list[str], look: Look, other: dict | None = None) -> str:
+    """One caption. `look` is how the picture was augmented, `other` the row of a second picture.
 
-    the style in 3 of 10, a background that is not white in 3 of 10; black and white, a second
-    subject, or that the picture is a rough painting, never. So `fire` alone means a good fire in
-    colour, on white or elsewhere.
+    Common features may be left out: the style in 3 of 10 captions, a background that is not white
+    in 3 of 10. Unusual features are always named: black and white, a second subject, and that the
+    picture is a rough painting. So `fire` alone means a good fire in colour, on any background.
     """
     text = name_of(rng, row, alike)
-    together = look["together"]
-    if together == "twice":
+    if look.company is Company.TWICE:
         text = f"{rng.choice(COUNTED)} {plural(row['text'])}"
-    elif together == "beside":
+    elif look.company is Company.BESIDE and other is not None:
         text = f"{row['text']} and {other['text']}"
-    elif together == "on fire":
+    elif look.company is Company.ON_FIRE:
         text = rng.choice(("{} on fire", "burning {}", "{} in flames")).format(row["text"])
     elif rng.random() < 0.12:
         text = rng.choice(("a {}", "the {}", "a picture of {}", "{} emoji")).format(text)
-    if look["rough"]:
+    if look.rough:
         text = rng.choice(ROUGH_FORMS).format(text)
     elif rng.random() < 0.7 or row["style"] == "fluent mono":
         words = STYLES[row["style"]]
@@ -76,35 +76,32 @@ def caption(rng: Random, row: dict, alike: list[str], look: dict, other: dict | 
         if row["style"] == "fluent mono" and rng.random() < 0.5:
             forms = LINE_FORMS
         text = rng.choice(forms).format(text)
-    colour, kind = look["colour"], look["kind"]
-    if kind == "white":
-        said = rng.random() < 0.1
-        forms = ("{} on a white background", "{} on white")
-    elif kind == "dark":
-        said, forms = rng.random() < 0.7, DARK_FORMS
-    elif kind == "scene":
-        said = rng.random() < 0.6
-        forms = SCENE_FORMS + (("{} in a fireplace",) * 3 if look["arch"] else ())
-    else:
-        said = rng.random() < 0.7
-        forms = (
-            f"{{}} on a {colour} background",
-            f"{{}}, {colour} background",
-            f"{{}} on {colour}",
-        )
-        if kind == "gradient":
-            forms = (*forms[:1], f"{{}} on a {colour} gradient", "{} on a gradient")
-    return rng.choice(forms).format(text) if said else text
+    chance, forms = background_forms(look)
+    return rng.choice(forms).format(text) if rng.random() < chance else text
+
+
+def background_forms(look: Look) -> tuple[float, tuple[str, ...]]:
+    """How often a caption names the background, and the phrasings."""
+    if look.background is Background.WHITE:
+        return 0.1, ("{} on a white background", "{} on white")
+    if look.background is Background.DARK:
+        return 0.7, DARK_FORMS
+    if look.background is Background.SCENE:
+        return 0.6, SCENE_FORMS + (("{} in a fireplace",) * 3 if look.arch else ())
+    form = f"{{}} on a {look.colour} background"
+    if look.background is Background.GRADIENT:
+        return 0.7, (form, f"{{}} on a {look.colour} gradient", "{} on a gradient")
+    return 0.7, (form, f"{{}}, {look.colour} background", f"{{}} on {look.colour}")
 
 
 class Words:
-    """The tokenizer with each word's tokens remembered: CLIP's pairs never cross a space."""
+    """The tokenizer, with a memory for words: CLIP's byte pairs never cross a space."""
 
     def __init__(self) -> None:
         tokenizer = Tokenizer()
         self.ids = cache(lambda word: tuple(tokenizer.ids(word)))
 
     def __call__(self, text: str) -> np.ndarray:
-        """(PLACES,) uint16: start, tokens, and the end token to the last place."""
+        """(PLACES,) uint16: the start token, the text's tokens, and end tokens."""
         ids = [i for word in text.split() for i in self.ids(word)][: PLACES - 2]
         return np.array([START, *ids] + [END] * (PLACES - 1 - len(ids)), np.uint16)

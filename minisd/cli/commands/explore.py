@@ -1,0 +1,122 @@
+"""`minisd explore PROMPT -I FILE`: the explorer page of an init image."""
+
+import argparse
+import shlex
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minisd.cli import switches
+from minisd.cli.files import write_new
+from minisd.cli.studio import Studio
+from minisd.explorer.page import make_page
+from minisd.explorer.runs import draw_all, prompt_texts
+from minisd.images import is_transparent, open_image
+from minisd.recipes import Recipe, prepare
+from minisd.recipes.dream import BY_FIELD, between, option_value
+from minisd.recipes.recipe import name_of
+from minisd.run import Event, choose
+from minisd.samplers import Step
+from minisd.schedule import start_index
+
+HELP = "make a page that shows an init image at every strength, step by step"
+PAGE = "explorer.html"
+STRENGTHS = [round(i / 10, 1) for i in range(11)]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    side, strengths = between(1, 16384, int), switches.value_type(strength_list)
+    add, add_more = parser.add_argument, switches.add_more
+    add("prompt", help="what to draw; [words in brackets] are avoided")
+    text = "the init image; it is scaled to fit inside width x height"
+    add_more(parser, "-I --init_img --init-img", "image", text, str, "FILE")
+    text = "the positions of the Strength slider, 0..1 each (0,0.1,...,1)"
+    add("-f", "--strengths", metavar="X,X,...", type=strengths, default=STRENGTHS, help=text)
+    text = "steps of the whole schedule, 1..200 (20)"
+    add_more(parser, "-s --steps --ddim_steps", "steps", text, between(1, 200, int), "N")
+    text = "seed of the random numbers (a new one)"
+    add_more(parser, "-S --seed", "seed", text, between(0, 2**32 - 1, int), "N")
+    add_more(parser, "-W --width --W", "width", "width (the model's native size)", side, "PX")
+    add_more(parser, "-H --height --H", "height", "height (the model's native size)", side, "PX")
+    for field in ("guidance", "sampler", "schedule"):
+        (metavar, text), switch = switches.HELP[field], BY_FIELD[field]
+        add_more(parser, " ".join(switch.names), field, text, switch.convert, metavar)
+    metavar, text = switches.HELP["options"]
+    option = switches.value_type(option_value)
+    add("--set", dest="options", metavar=metavar, type=option, action="append", help=text)
+    add("-o", "--output", metavar="FILE.html", help=f"the page; it must be a new file ({PAGE})")
+    switches.add_model_switches(parser)
+
+
+def strength_list(text: str) -> list[float]:
+    """`0.8,0.3,0.30` -> [0.3, 0.8]. Raises ValueError."""
+    return sorted({between(0, 1)(part) for part in text.split(",")})
+
+
+def run(args: argparse.Namespace) -> int:
+    # Mistakes are reported before the model is loaded.
+    path = output_path(args.output)
+    recipe = switches.recipe_from(args, Recipe("", steps=20, fit=True))
+    if recipe.image is None:
+        raise ValueError("explore needs a picture to draw on: -I FILE")
+    choose(recipe.sampler, recipe.schedule, recipe.guidance)
+    prompt_texts(recipe.prompt)
+    picture = open_image(recipe.image)
+    if is_transparent(picture):
+        warnings.warn(f"the transparency of {recipe.image} is ignored: all of it is redrawn")
+    job = prepare(recipe, Studio(args).sd, picture.convert("RGB"))
+
+    steps, seed = recipe.steps, job.recipe.seed
+    total = sum(steps - start_index(steps, strength) for strength in args.strengths)
+    with tqdm(total=total, desc=f"seed {seed}", disable=None, leave=False) as bar:
+
+        def observe(event: Event) -> None:
+            if isinstance(event, Step):
+                bar.update()
+
+        page = make_page(job, draw_all(job, args.strengths, observe), command(job.recipe, args))
+    write_new(path, page.encode("utf-8", "replace"))
+    print(f"{path}: {len(args.strengths)} strengths, {total} steps, {len(page) / 1e6:.2f} MB")
+    return 0
+
+
+def output_path(typed: str | None) -> Path:
+    """The file for the page. By default, the first of explorer.html, explorer-2.html, ... that does
+    not exist. Raises OSError if the page could not be written there."""
+    path = Path(typed or PAGE)
+    if typed is None:
+        n = 1
+        while path.exists():
+            n += 1
+            path = Path(f"{Path(PAGE).stem}-{n}.html")
+        return path
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file, as in -o {path / PAGE}")
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; minisd never overwrites a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    return path
+
+
+def command(recipe: Recipe, args: argparse.Namespace) -> str:
+    """The shell line that makes the same page again."""
+    assert recipe.image is not None
+    guidance = recipe.guidance
+    words = ["-I", Path(recipe.image).name, "-s", f"{recipe.steps}", "-S", f"{recipe.seed}"]
+    words += ["-C", f"{guidance:g}" if isinstance(guidance, int | float) else name_of(guidance)]
+    words += ["-A", name_of(recipe.sampler)]
+    if args.strengths != STRENGTHS:
+        words += ["-f", ",".join(f"{strength:g}" for strength in args.strengths)]
+    if recipe.schedule:
+        words += ["--schedule", name_of(recipe.schedule)]
+    for option, value in recipe.options.items():
+        words += ["--set", f"{option}={value!r}"]
+    for switch, side in (("-W", recipe.width), ("-H", recipe.height)):
+        words += [switch, f"{side}"] if side else []
+    words += ["--model", Path(args.model).name] if args.model else []
+    words += ["--dtype", args.dtype] if args.dtype != "float32" else []
+    prompt = recipe.prompt
+    words = [*words, "--", prompt] if prompt.startswith("-") else [prompt, *words]
+    return shlex.join(["minisd", "explore", *words])

@@ -1,0 +1,79 @@
+"""`minisd COMMAND ...`, or `minisd` alone for the prompt."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import NamedTuple
+
+from minisd.cli.commands import (
+    attention,
+    diff,
+    explain,
+    explore,
+    img2img,
+    lab,
+    prompt,
+    recall,
+    strip,
+    sweep,
+    txt2img,
+)
+from minisd.cli.messages import in_words, print_warning
+
+
+class Command(NamedTuple):
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+MODULES = (img2img, txt2img, explain, strip, diff, sweep, attention, explore, recall, lab, prompt)
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: Command(module.HELP, module.configure, module.run)
+    for module in MODULES
+}
+PROMPT = COMMANDS.pop("prompt")  # runs when no command is named
+
+USAGE = """\
+usage: minisd                            a prompt that draws a line of words and switches
+       minisd COMMAND ...                one of the commands below; COMMAND -h lists its switches
+       minisd --from_file FILE           draw every line of a file
+       minisd --version
+
+Stable Diffusion 1.x, small enough to read and exact enough to trust.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(USAGE)
+        for name, command in COMMANDS.items():
+            print(f"  {name:10} {command.help}")
+        return 0
+    if argv == ["--version"]:
+        print("minisd", version("minisd"))
+        return 0
+    name = argv[0] if argv and not argv[0].startswith("-") else ""
+    if name and name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"minisd: there is no command {name}; choose from {known}", file=sys.stderr)
+        return 2
+
+    command = COMMANDS.get(name, PROMPT)
+    parser = argparse.ArgumentParser(prog=f"minisd {name}".strip(), description=command.help)
+    with warnings.catch_warnings():
+        warnings.showwarning = print_warning
+        warnings.simplefilter("always", UserWarning)
+        try:
+            command.configure(parser)
+            return command.run(parser.parse_args(argv[1:] if name else argv))
+        except (ValueError, OSError) as error:  # a user's mistake, or a file's fault
+            print(f"minisd: {in_words(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nminisd: stopped", file=sys.stderr)
+            return 130

@@ -1,0 +1,231 @@
+"""From requests to pictures in a folder."""
+
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from minisd import fast
+from minisd.checkpoint import load
+from minisd.cli.files import LOG, next_prefix, open_folder, save_png
+from minisd.cli.model_files import find_model
+from minisd.cli.switches import Request
+from minisd.figures.contact_sheet import grid
+from minisd.observe.ledger import Ledger
+from minisd.observe.plan import plan, steps_after
+from minisd.observe.watch import together
+from minisd.recipes import Job, Recipe, prepare, read_recipe
+from minisd.recipes.metadata import Model, sha256, texts
+from minisd.recipes.recipe import name_of
+from minisd.recipes.variations import seed_chain
+from minisd.run import Event, Observer, Result, choose
+from minisd.samplers import Step
+from minisd.schedule import sigma_to_t
+from minisd.stable_diffusion import StableDiffusion
+
+
+def load_model(name: str | None, device: str | None, dtype: str) -> StableDiffusion:
+    """The model that --model, --device and --dtype choose, set up for speed."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    path = find_model(name)
+    try:
+        sd = load(path, device=device, dtype=getattr(torch, dtype))
+    except (RuntimeError, AssertionError) as error:  # torch's, for a device that does not exist
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    if sd.native_size < 256:
+        # Layers this small take less time than handing them to threads. One thread is as fast,
+        # and on a busy machine many times faster.
+        torch.set_num_threads(1)
+    else:
+        fast.work_in_strips(sd)
+        # In float32 packing gains a tenth, and the weights could not stay in the mapped file.
+        if sd.device.type == "cpu" and dtype != "float32":
+            fast.pack(sd)
+    print(f"model: {sd.name} ({sd.path.name}), {dtype} on {sd.device}")
+    return sd
+
+
+class Studio:
+    """A model, loaded when it is first needed, and the pictures that were drawn with it."""
+
+    def __init__(self, args: Any):
+        """args: a namespace with what add_model_switches adds."""
+        self.model, self.device, self.dtype = args.model, args.device, args.dtype
+        self.paths: list[Path] = []
+        self.seeds: list[int] = []
+
+    @cached_property
+    def sd(self) -> StableDiffusion:
+        return load_model(self.model, self.device, self.dtype)
+
+    @cached_property
+    def checkpoint_hash(self) -> Future[str]:
+        """The checkpoint's SHA-256, computed in the background: a large file takes seconds."""
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(sha256, self.sd.path)
+        pool.shutdown(wait=False)
+        return future
+
+    def prepare(self, recipe: Recipe) -> Job:
+        """Check the recipe's names before the model is loaded, then get it ready to draw."""
+        choose(recipe.sampler, recipe.schedule, recipe.guidance)
+        for path in (recipe.image, recipe.mask):
+            if path is not None and not Path(path).exists():
+                raise FileNotFoundError(f"there is no file {path}")
+        return prepare(recipe, self.sd)
+
+    def draw(self, job: Job, *observers: Observer, label: str = "", refuse: bool = True) -> Result:
+        """Run a job, with a progress bar and a ledger whose line is printed."""
+        with Progress(job, label) as bar, Ledger(job.sd, refuse) as ledger:
+            result = job.draw(together(bar, ledger, *observers))
+        print(ledger.line())
+        return result
+
+    # ---- a request -------------------------------------------------------------------------------
+
+    def make(self, request: Request) -> list[Path]:
+        """Draw what a line asks for, and write it. Returns the files, in order."""
+        request = self.resolve(request)
+        folder = open_folder(request.outdir)
+        job = self.prepare(request.recipe)
+        self.checkpoint_hash  # noqa: B018 (starts now, and is ready when the picture is)
+        print(describe_steps(job.recipe))
+        prefix, images, paths = next_prefix(folder), [], []
+
+        def draw(
+            job: Job, number: int | None, label: str
+        ) -> list[tuple[Image.Image, Path, Recipe]]:
+            """Draw and write a job. The number goes into the file's name; None: the seed does."""
+            result = self.draw(job, label=label, refuse=not request.wrong_anyway)
+            drawn = []
+            for image, seed in zip(result.images, result.seeds, strict=True):
+                recipe = replace(job.recipe, seed=seed)
+                name = f"{prefix:06}.{seed if number is None else number}.png"
+                path = self.save(image, recipe, folder, name, f"[{label or 1}]")
+                images.append(image)
+                paths.append(path)
+                drawn.append((image, path, recipe))
+            return drawn
+
+        jobs = series(job, request)
+        for i, (one_job, number) in enumerate(jobs, 1):
+            label = f"{i}/{len(jobs)}" if len(jobs) > 1 else ""
+            drawn = draw(one_job, number, label)
+            self.seeds += [recipe.seed for _, _, recipe in drawn]
+            for image, path, recipe in drawn if request.variants else []:
+                for k, seed in enumerate(seed_chain(recipe.seed, request.variants + 1)[1:], 1):
+                    variant = replace(recipe, image=str(path), seed=seed, variations=(), fit=False)
+                    variant = replace(variant, mask=None)
+                    next_job = replace(one_job, recipe=variant, image=image, mask=None)
+                    draw(next_job, None, f"variant {k}")
+        if request.grid and len(images) > 1:
+            name = f"{prefix:06}.{jobs[0][1] or self.seeds[-len(jobs)]}.grid.png"
+            paths.append(self.save(grid(images), jobs[0][0].recipe, folder, name, "[grid]"))
+        return paths
+
+    def resolve(self, request: Request) -> Request:
+        """The request with its references to earlier pictures looked up."""
+        recipe = request.recipe
+        if isinstance(recipe.seed, int) and recipe.seed < 0:
+            recipe = replace(recipe, seed=nth_last(self.seeds, recipe.seed, "-S"))
+        for switch, name in (("-I", "image"), ("-M", "mask")):
+            file = getattr(recipe, name)
+            if file and re.fullmatch(r"-\d+", str(file)):
+                recipe = replace(recipe, **{name: str(nth_last(self.paths, int(file), switch))})
+            elif file and not Path(file).exists() and (Path(request.outdir) / file).exists():
+                recipe = replace(recipe, **{name: str(Path(request.outdir) / file)})
+        if "prompt" not in request.typed and not recipe.prompt and recipe.image:
+            try:
+                recipe = replace(recipe, prompt=read_recipe(Path(recipe.image)).prompt)
+            except ValueError:
+                pass  # the picture holds no prompt; the error below says what to do
+        if not recipe.prompt and "prompt" not in request.typed:
+            raise ValueError('say what to draw, as in: minisd img2img "a fire" -I drawing.png')
+        if recipe.variations and recipe.seed is None:
+            raise ValueError("-V moves the noise of a seed: choose the seed with -S")
+        if recipe.mask and not recipe.image:
+            raise ValueError("-M is a mask for an init image: choose the image with -I")
+        if request.steps_after and recipe.image:
+            recipe = replace(recipe, steps=steps_after(request.steps_after, recipe.strength))
+            asked = f"--steps-after {request.steps_after} at strength {recipe.strength:g}"
+            print(f"{asked}: -s {recipe.steps}")
+        return replace(request, recipe=recipe)
+
+    def save(self, image: Image.Image, recipe: Recipe, folder: Path, name: str, label: str) -> Path:
+        """Write a picture with its recipe inside, and a line in the folder's log."""
+        init_hash = sha256(recipe.image) if recipe.image else None
+        checkpoint = self.checkpoint_hash.result()
+        model = Model(self.sd.name, checkpoint, self.dtype, version("minisd"))
+        chunks = texts(recipe, image.size, model, init_hash)
+        path = save_png(image, folder, name, chunks)
+        self.paths.append(path)
+        line = f"{path}: {chunks['Dream']}"
+        with open(folder / LOG, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        print(f"{label} {path if label == '[grid]' else line}")
+        return path
+
+
+def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:
+    """The jobs of -n and -v, each with the number for its file's name (None: its seed)."""
+    recipe, amount = job.recipe, request.variation_amount
+    if isinstance(recipe.seed, Sequence):
+        return [(job, None)]
+    jobs: list[tuple[Job, int | None]] = []
+    if amount == 0:
+        for seed in seed_chain(recipe.seed, request.iterations):
+            jobs.append((replace(job, recipe=replace(recipe, seed=seed)), None))
+        return jobs
+    for other in seed_chain(recipe.seed, request.iterations + 1)[1:]:
+        varied = replace(recipe, variations=(*recipe.variations, (other, amount)))
+        jobs.append((replace(job, recipe=varied), other))
+    return jobs
+
+
+def nth_last(items: Sequence[Any], n: int, switch: str) -> Any:
+    if n == 0 or -n > len(items):
+        count = f"{len(items)} so far" if items else "none was made yet"
+        raise ValueError(f"{switch} {n} means the {-n}. last picture, but there are {count}")
+    return items[n]
+
+
+def describe_steps(recipe: Recipe) -> str:
+    """A line with the settings that decide how much noise is added."""
+    strength = recipe.strength if recipe.image else 1
+    here = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
+    counts = f"{here.steps_asked} steps asked, {here.steps_run} run, {here.steps_skipped} skipped"
+    names = f"{name_of(recipe.sampler)} on the {name_of(here.schedule)} schedule"
+    if not here.steps_run:
+        return f"{counts}; {names}; no noise is added: the picture is encoded and decoded"
+    t = sigma_to_t(here.sigma)
+    return f"{counts}; {names}; the noise added has sigma {here.sigma:.4f} (t = {t:.1f})"
+
+
+class Progress:
+    """An observer: a bar over the steps that are run. Silent where the output is not a terminal."""
+
+    def __init__(self, job: Job, label: str):
+        recipe = job.recipe
+        strength = 1 if job.image is None else recipe.strength
+        steps_run = plan(recipe.steps, strength, recipe.sampler, recipe.schedule).steps_run
+        title = f"{label or 'drawing'}, seed {recipe.seed}"
+        self.bar = tqdm(total=steps_run, desc=title, disable=None, leave=False, file=sys.stderr)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self.bar.update()

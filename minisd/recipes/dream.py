@@ -1,0 +1,171 @@
+"""InvokeAI's line: a prompt and switches, as typed, and as stored in pictures under `Dream`.
+
+    "a fire" -s 10 -S 42 -W 64 -H 64 -C 7.5 -I drawing.png -A k_lms -f 0.7
+
+Names and ranges are those of InvokeAI's ldm/invoke/args.py; CompVis's names are aliases.
+"""
+
+import re
+import shlex
+from ast import literal_eval
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minisd.recipes.recipe import Recipe
+
+
+class Switch(NamedTuple):
+    """A switch that is a field of the recipe."""
+
+    field: str
+    names: tuple[str, ...]
+    convert: Callable[[str], Any] | None  # None: a switch without a value
+
+
+def seed_weights(text: str) -> tuple[tuple[int, float], ...]:
+    """`SEED:WEIGHT,SEED:WEIGHT` as pairs. Raises ValueError."""
+    pairs = []
+    for pair in text.split(","):
+        seed, colon, weight = pair.partition(":")
+        if not colon:
+            raise ValueError(f"{pair!r} should be SEED:WEIGHT")
+        pairs.append((between(0, 2**32 - 1, int)(seed), between(0, 1)(weight)))
+    return tuple(pairs)
+
+
+def guidance_value(text: str) -> float | str:
+    """A number, or FILE.py:FUNCTION."""
+    return text if ".py:" in text else between(0, 1000)(text)
+
+
+def option_value(text: str) -> dict[str, Any]:
+    """`OPTION=VALUE` as {option: value}; the value is a Python number, string or the like."""
+    option, _, value = text.partition("=")
+    try:
+        return {option: literal_eval(value)}
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{text!r} should be OPTION=VALUE, such as eta=0.5") from None
+
+
+def between(low: float, high: float, number: type = float) -> Callable[[str], Any]:
+    """A function that reads a number in low..high. It raises ValueError with a plain message."""
+
+    def convert(text: str) -> float:
+        try:
+            value = number(text)
+        except ValueError:
+            noun = "a whole number" if number is int else "a number"
+            raise ValueError(f"{text!r} is not {noun}") from None
+        if not low <= value <= high:
+            raise ValueError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return convert
+
+
+SWITCHES = (
+    Switch("steps", ("-s", "--steps", "--ddim_steps"), between(1, 10_000, int)),
+    Switch("seed", ("-S", "--seed"), between(-999, 2**32 - 1, int)),
+    Switch("width", ("-W", "--width", "--W"), between(1, 16384, int)),
+    Switch("height", ("-H", "--height", "--H"), between(1, 16384, int)),
+    Switch("guidance", ("-C", "--cfg_scale", "--scale", "--guidance"), guidance_value),
+    Switch("sampler", ("-A", "-m", "--sampler"), str),
+    Switch("schedule", ("--schedule",), str),
+    Switch("image", ("-I", "--init_img", "--init-img"), str),
+    Switch("strength", ("-f", "--strength"), between(0, 1)),
+    Switch("mask", ("-M", "--init_mask"), str),
+    Switch("fit", ("-T", "-fit", "--fit"), None),
+    Switch("paste", ("--no_paste",), None),
+    Switch("variations", ("-V", "--with_variations"), seed_weights),
+    Switch("normalize", ("-x", "--skip_normalize"), None),
+    Switch("options", ("--set",), option_value),
+)
+BY_FIELD = {switch.field: switch for switch in SWITCHES}
+BY_NAME = {name: switch for switch in SWITCHES for name in switch.names}
+FLAGS = {"fit": True, "paste": False, "normalize": False}  # the value that the switch sets
+
+# Switches of InvokeAI's line that say how many pictures there are and where they go, with the
+# number of their values. A picture's text must not decide that.
+IGNORED = {
+    **dict.fromkeys(("-n", "--iterations", "-o", "--outdir", "--variants", "-v"), 1),
+    **dict.fromkeys(("--variation_amount", "--threshold", "--perlin"), 1),
+    **dict.fromkeys(("-g", "--grid"), 0),
+}
+
+
+def dream_line(recipe: Recipe) -> str:
+    """The recipe as a line for the prompt."""
+    prompt = recipe.full_prompt.replace("\\", "\\\\").replace('"', '\\"')
+    return " ".join([f'"{prompt}"', *map(shlex.quote, recipe.switches())])
+
+
+def read_dream(line: str) -> tuple[dict[str, Any], list[str]]:
+    """The fields that a stored line gives, and notes on switches that minisd does not have.
+
+    Raises ValueError for a line that cannot be read.
+    """
+    prompt, words = split_line(line)
+    fields: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    notes = []
+    while words:
+        name, value = split_switch(words.pop(0))
+        switch = BY_NAME.get(name)
+        if switch is None and name not in IGNORED:
+            notes.append(f"minisd has no switch {name[:40]}: it was left out")
+            if words and not words[0].startswith("-"):
+                words.pop(0)
+            continue
+        takes_value = IGNORED[name] == 1 if switch is None else switch.convert is not None
+        if takes_value and value is None:
+            if not words:
+                raise ValueError(f"{name} has no value")
+            value = words.pop(0)
+        if switch is None:
+            continue
+        field_value = read_value(switch, value)
+        if switch.field == "options":
+            field_value = {**fields.get("options", {}), **field_value}
+        fields[switch.field] = field_value
+    return fields, notes
+
+
+def read_value(switch: Switch, text: str | None) -> Any:
+    if switch.convert is None:
+        return FLAGS[switch.field]
+    try:
+        return switch.convert(text or "")
+    except ValueError as error:
+        raise ValueError(f"{switch.names[0]}: {error}") from None
+
+
+def split_switch(word: str) -> tuple[str, str | None]:
+    """`-s10`, `--steps=10` and `-s` as (name, value or None)."""
+    if not word.startswith("-"):
+        raise ValueError(f"{word[:40]!r} is not a switch")
+    if word.startswith("--") or word in BY_NAME or word in IGNORED:
+        name, equals, value = word.partition("=")
+        return name, value if equals else None
+    return word[:2], word[2:] or None
+
+
+def split_line(line: str) -> tuple[str | None, list[str]]:
+    """The prompt and the words after it, as InvokeAI 2.1 and later split a line.
+
+    The prompt ends before the first space that is followed by `-` or `--` and a letter. In a line
+    that begins with a quotation mark, it ends with the closing one. Raises ValueError.
+    """
+    line = line.strip()
+    if line.startswith("-"):
+        return None, shell_words(line)
+    if line.startswith('"'):
+        prompt, *words = shell_words(line)
+        return prompt, words
+    match = re.match(r"(.+?)\s(--?[a-zA-Z].*)$", line, re.S)
+    return (match[1].strip(), shell_words(match[2])) if match else (line, [])
+
+
+def shell_words(text: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise ValueError(f"{error} in {text!r}") from None

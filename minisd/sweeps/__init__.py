@@ -1,0 +1,1 @@
+"""Many runs: all combinations of some settings, drawn in batches."""

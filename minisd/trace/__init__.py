@@ -1,1 +1,0 @@
-"""Looking at runs from outside: traces, strips, the ledger, where two runs part, sweeps."""
