@@ -1,16 +1,15 @@
-"""The evidence for `k_lms(max_gain=1.1)`, as a figure: python bench/guarded_lms.py
-[docs/guarded-lms.svg]
+"""A figure that shows what k_lms_guarded does: python bench/guarded_lms.py [docs/guarded-lms.svg]
 
-Above, the noise gain of k_lms at every strength, with the guard and without. Below, what it does
-to pictures: short img2img runs on the weights that come with minisd, beside the exact solution of
-the same run (k_heun, 8 steps for each one from the same noise), for guidance 4, 7.5 and 15. It
-prints the distances.
+Above, the noise gain of k_lms at every strength, with the guard and without it. Below, short
+img2img runs on the weights that come with minisd, beside the exact solution of the same run:
+k_heun with 8 steps for each step, from the same noise. The guidance is 7.5 and 15. The distances
+are also printed.
 """
 
 import base64
 import io
 import sys
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,58 +17,80 @@ from PIL import Image
 from torch import Tensor
 
 import minisd
-from minisd.guidance import guided
+from minisd.figures.svg import WIDTH, plot
+from minisd.guidance import Guided
 from minisd.images import to_pil, to_tensor
-from minisd.lab.plot import WIDTH, plot
 from minisd.lab.quality import noise_gain
-from minisd.samplers import k_euler, k_heun, k_lms
+from minisd.more_samplers.guarded_lms import k_lms_guarded
+from minisd.samplers import Sampler, k_euler, k_heun, k_lms
 from minisd.schedule import SCHEDULES, start_index
 
 DRAWING = Path(__file__).parent.parent / "tests" / "seed" / "fire-drawing.png"
-SAMPLERS = {
+SAMPLERS: dict[str, Sampler] = {
     "k_lms": k_lms,
-    "max_gain=1.1": partial(k_lms, max_gain=1.1),
+    "k_lms_guarded": k_lms_guarded,
     "k_euler": k_euler,
 }
 STEPS, STRENGTH, GUIDANCES, SEEDS = 50, 0.1, (7.5, 15.0), range(3)
-ENLARGED = 16  # times, the differences that are shown
+ENLARGED = 16  # factor by which the differences are shown
 
 
-def gains() -> str:
+def gain_plot() -> str:
     strengths = [i / 50 for i in range(1, 51)]
     curves = {
-        f"{grid}, {name}": [
-            (s, noise_gain(sampler, SCHEDULES[grid](STEPS)[start_index(STEPS, s) :]))
+        f"{schedule}, {name}": [
+            (s, noise_gain(SAMPLERS[name], SCHEDULES[schedule](STEPS)[start_index(STEPS, s) :]))
             for s in strengths
         ]
-        for name, sampler in list(SAMPLERS.items())[:2]
-        for grid in ("model", "karras")
+        for name in ("k_lms", "k_lms_guarded")
+        for schedule in ("model", "karras")
     }
     return plot(f"Noise gain of k_lms, {STEPS} steps", curves, "strength", "noise gain", log_y=True)
 
 
-def refine(sigmas: list[float], parts: int) -> list[float]:
-    """Each gap in `parts`, but the last, to 0, which ends at sigma 0.0292 before it jumps."""
+def refined(sigmas: list[float], parts: int) -> list[float]:
+    """Each step divided into `parts`, except the last, the jump from sigma 0.0292 to 0."""
     fine = [
         a + (b - a) * j / parts for a, b in zip(sigmas[:-2], sigmas[1:-1]) for j in range(parts)
     ]
     return [*fine, *sigmas[-2:]]
 
 
-def runs(sd: minisd.StableDiffusion, guidance: float, seed: int) -> dict[str, Tensor]:
-    """Final latents by sampler, all from the same noise, and the solution."""
+def final_latents(sd: minisd.StableDiffusion, guidance: float, seed: int) -> dict[str, Tensor]:
+    """The picture's latent, the solution, and each sampler's result from the same noise."""
     picture = Image.open(DRAWING).convert("RGB").resize((sd.native_size, sd.native_size))
     x0 = sd.vae.encode(to_tensor(picture))
-    predict_eps = guided(sd.unet, sd.text_states("fire"), sd.text_states(""), guidance)
+    predict_eps = Guided(sd.unet, sd.text_states("fire"), sd.text_states(""), guidance)
     sigmas = SCHEDULES["model"](STEPS)[start_index(STEPS, STRENGTH) :]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     x = x0 + sigmas[0] * noise
-    *_, solution = k_heun(predict_eps, x, refine(sigmas, 8))
+    *_, solution = k_heun(predict_eps, x, refined(sigmas, 8))
     latents = {"picture": x0, "exact": solution.x_next}
     for name, sampler in SAMPLERS.items():
         *_, last = sampler(predict_eps, x, sigmas)
         latents[name] = last.x_next
     return latents
+
+
+def rms_of_255(difference: Tensor) -> float:
+    """The root mean square of a difference of pictures in [-1, 1], in 8-bit levels."""
+    return 127.5 * difference.pow(2).mean().sqrt().item()
+
+
+def columns(
+    decoded: Mapping[str, Tensor], distances: Mapping[str, float], y: int, size: int, left: int
+) -> list[str]:
+    """A picture for each entry, with its distance and, below, its difference from the solution."""
+    parts = []
+    for column, (name, image) in enumerate(decoded.items()):
+        x, label = left + column * (size + 8), name
+        parts.append(image_tag(to_pil(image), x, y, size))
+        if name in distances:
+            label = f"{name}: {distances[name]:.1f}"
+            difference = ENLARGED * (image - decoded["exact"])
+            parts.append(image_tag(to_pil(difference), x, y + size + 20, size))
+        parts.append(f'<text x="{x}" y="{y + size + 14}">{label}</text>')
+    return parts
 
 
 def image_tag(image: Image.Image, x: int, y: int, size: int) -> str:
@@ -87,40 +108,33 @@ def main() -> None:
     torch.set_num_threads(1)
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/guarded-lms.svg")
     sd = minisd.load()
-    size, gap, left, top = 128, 8, 110, 390
+    size, left, top = 128, 130, 390
     parts = []
     for row, guidance in enumerate(GUIDANCES):
-        distances: dict[str, list[float]] = {name: [] for name in SAMPLERS}
-        for seed in SEEDS:
-            decoded = {name: sd.vae.decode(x) for name, x in runs(sd, guidance, seed).items()}
-            differences = {name: decoded[name] - decoded["exact"] for name in SAMPLERS}
-            for name, difference in differences.items():
-                distances[name].append(127.5 * difference.pow(2).mean().sqrt().item())
-            if seed == SEEDS[0]:
-                shown = decoded | {f"{name} -": ENLARGED * d for name, d in differences.items()}
+        runs = [
+            {name: sd.vae.decode(x) for name, x in final_latents(sd, guidance, seed).items()}
+            for seed in SEEDS
+        ]
+        distances = {
+            name: sum(rms_of_255(run[name] - run["exact"]) for run in runs) / len(runs)
+            for name in SAMPLERS
+        }
+        for name, distance in distances.items():
+            print(f"guidance {guidance:4g}  {name:14} {distance:6.2f} of 255 from exact")
         y = top + row * (2 * size + 40)
         parts.append(f'<text x="10" y="{y + 60}">guidance {guidance:g}</text>')
-        parts.append(f'<text x="10" y="{y + size + 90}">less exact, x {ENLARGED}</text>')
-        for column, name in enumerate(decoded):
-            x = left + column * (size + gap)
-            parts.append(image_tag(to_pil(shown[name]), x, y, size))
-            label = name
-            if name in distances:
-                mean = sum(distances[name]) / len(distances[name])
-                label = f"{name}: {mean:.1f}"
-                print(f"guidance {guidance:4g}  {name:14} {mean:6.2f} of 255 from exact")
-                parts.append(image_tag(to_pil(shown[f"{name} -"]), x, y + size + 20, size))
-            parts.append(f'<text x="{x}" y="{y + size + 14}">{label}</text>')
-    width, height = left + 5 * (size + gap), top + len(GUIDANCES) * (2 * size + 40) + 4
+        parts.append(f'<text x="10" y="{y + size + 90}">minus exact, x {ENLARGED}</text>')
+        parts += columns(runs[0], distances, y, size, left)
+    width, height = left + 5 * (size + 8), top + len(GUIDANCES) * (2 * size + 40) + 4
     title = (
-        f"img2img of the drawing towards &quot;fire&quot;, {STEPS} steps, strength {STRENGTH}, "
-        f"model grid; RMS distance to exact, of 255 ({len(SEEDS)} seeds)"
+        f"img2img with the prompt &quot;fire&quot;, {STEPS} steps, strength {STRENGTH}, model "
+        f"schedule; RMS distance to exact, of 255 (mean of {len(SEEDS)} seeds)"
     )
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui, sans-serif" font-size="12">'
         f'<rect width="{width}" height="{height}" fill="#fff"/>'
-        f'<g transform="translate({(width - WIDTH) // 2} 0)">{gains()}</g>'
+        f'<g transform="translate({(width - WIDTH) // 2} 0)">{gain_plot()}</g>'
         f'<text x="10" y="{top - 14}">{title}</text>{"".join(parts)}</svg>\n',
         encoding="utf-8",
     )

@@ -52,8 +52,8 @@ def micro() -> dict[str, torch.Tensor]:
         c_context=12,
     )
     with torch.device("meta"):
-        vae, text_encoder = VAE(32, (32, 32), blocks=1), TextEncoder(12, layers=1, hidden=16)
-        return seeded_tensors(named_shapes(UNet(table), vae, text_encoder))
+        models = UNet(table), VAE(32, (32, 32), blocks=1), TextEncoder(12, layers=1, hidden=16)
+    return seeded_tensors(named_shapes(*models))
 
 
 # The first tensor of `micro`: float32, (128, 32).

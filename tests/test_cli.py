@@ -323,7 +323,7 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_
             "-v": st.floats(0, 1),
             "-W": st.integers(1, 9999),
             "-A": st.sampled_from(["k_lms", "ddim"]),
-            "-I": words.filter(lambda w: w and not w.startswith("-")),
+            "-I": words.filter(lambda w: w and not w.startswith(("-", "="))),
         },
     ),
     st.booleans(),

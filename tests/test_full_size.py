@@ -1,4 +1,4 @@
-"""Files of SD 1.x's own 1,143 names and shapes, at full size, in the forms that people have."""
+"""SD 1.x's own 1,143 names and shapes, at full size, in files as people have them."""
 
 import sys
 import types
@@ -9,14 +9,36 @@ import torch
 from safetensors.torch import save_file
 
 import minisd
-from minisd.checkpoint import read_unet_table
+from minisd.checkpoint import PREFIXES
+from minisd.checkpoint.architecture import build, unet_table
+from minisd.checkpoint.names import Shapes
 from minisd.unet import SD1
 
 from .conftest import manifest
 
+PARAMETERS = [859_520_964, 83_653_863, 123_060_480]  # as published, and as CompVis's code has them
+
+
+def shapes_of(part: str) -> Shapes:
+    """A model's names without their prefix, and shapes; no position ids."""
+    return {
+        name.removeprefix(PREFIXES[part]): shape
+        for name, shape in manifest().items()
+        if name.startswith(PREFIXES[part]) and "position_ids" not in name
+    }
+
+
+def test_the_inferred_table_equals_the_literal():
+    assert unet_table(shapes_of("unet")) == SD1
+
+
+def test_parameters():
+    models = build({part: shapes_of(part) for part in PREFIXES})
+    assert [sum(p.numel() for p in model.parameters()) for model in models] == PARAMETERS
+
 
 def zeros(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Memory that is never written to costs none."""
+    """Pages that are never written to take no memory."""
     return {
         key: torch.zeros(shape, dtype=torch.int64 if "position_ids" in key else dtype)
         for key, shape in manifest().items()
@@ -24,7 +46,7 @@ def zeros(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def write_lightning(path: Path, state: dict[str, torch.Tensor], monkeypatch) -> None:
-    """As Lightning does: callbacks are keyed by a class, of a module that will not be there."""
+    """As Lightning does: a key of the callbacks is a class that is missing where it is read."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     parts = name.split(".")
     for n in range(1, 4):
@@ -47,7 +69,8 @@ def write_lightning(path: Path, state: dict[str, torch.Tensor], monkeypatch) -> 
     assert name not in sys.modules
 
 
-@pytest.mark.filterwarnings("ignore:the file's noise schedule")  # it is zeros here
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the file's noise schedule")  # here it is zeros
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("form", ["ckpt", "safetensors"])
 def test_loads_strictly(form, dtype, tmp_path, monkeypatch):
@@ -59,15 +82,8 @@ def test_loads_strictly(form, dtype, tmp_path, monkeypatch):
     try:
         sd = minisd.load(path, dtype=dtype)
         models = (sd.unet, sd.vae, sd.text_encoder)
-        counts = [sum(p.numel() for p in model.parameters()) for model in models]
-        assert counts == [859_520_964, 83_653_863, 123_060_480]  # published, and built by CompVis
+        assert [sum(p.numel() for p in model.parameters()) for model in models] == PARAMETERS
         assert (sd.multiple, sd.native_size) == (64, 512)
         assert all(p.dtype == dtype for model in models[:2] for p in model.parameters())
     finally:
         path.unlink()
-
-
-def test_table_read_off_equals_the_literal():
-    prefix = "model.diffusion_model."
-    shapes = {k.removeprefix(prefix): s for k, s in manifest().items() if k.startswith(prefix)}
-    assert read_unet_table(shapes) == SD1

@@ -1,9 +1,8 @@
-"""Against values from the original implementations (tests/golden/README.md), small and at SD 1.x's
-full size.
+"""Values from the original implementations (tests/golden/README.md), for a tiny model and SD 1.x.
 
-Single calls within 2e-5 of the largest value: float32 rounding, which another correct
-implementation keeps to 1e-5. Trajectories within 2e-4 at every step, since each step's rounding
-goes through the network again.
+Single calls agree within 2e-5 of the largest value. That is float32 rounding: another correct
+implementation agrees within 1e-5. Trajectories agree within 2e-4 at every step, because the
+rounding of each step goes through the network again.
 """
 
 import ast
@@ -11,7 +10,7 @@ import ast
 import pytest
 import torch
 
-from minisd.guidance import guided
+from minisd.guidance import Guided
 from minisd.samplers import ddim, k_lms
 from minisd.schedule import SCHEDULES, SIGMAS, start_index
 
@@ -20,17 +19,19 @@ from .conftest import golden
 CALL, TRAJECTORY = 2e-5, 2e-4
 
 
-@pytest.fixture(scope="module", params=["tiny", "sd1"])
-def case(request, all_threads):
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sd1", marks=pytest.mark.slow)])
+def case(request):
+    if request.param == "sd1":
+        request.getfixturevalue("all_threads")
     sd = request.getfixturevalue(request.param)
     values, facts = golden(request.param)
     with torch.inference_mode():
         yield sd, values, {key: ast.literal_eval(text) for key, text in facts.items()}
 
 
-def assert_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    assert got.shape == wanted.shape and got.dtype == wanted.dtype
-    worst = ((got - wanted).abs().max() / wanted.abs().max()).item()
+def assert_close(result: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert result.shape == expected.shape and result.dtype == expected.dtype
+    worst = ((result - expected).abs().max() / expected.abs().max()).item()
     print(f"{worst:.1e} of {tolerance:.0e}")
     assert worst <= tolerance
 
@@ -70,57 +71,54 @@ def test_noise(case):
 
 
 @pytest.mark.parametrize("strength", [0.7, 0.4])
-@pytest.mark.parametrize("grid", ["karras", "model"])
-def test_k_lms(case, grid, strength):
+@pytest.mark.parametrize("schedule", ["karras", "model"])
+def test_k_lms(case, schedule, strength):
     sd, values, facts = case
-    if f"img2img.k_lms.{grid}.{strength}.x" not in values:
-        assert (sd.name, grid, strength) == (
-            "SD 1.x",
-            "model",
-            0.4,
-        )  # the one the full-size file lacks
+    if f"img2img.k_lms.{schedule}.{strength}.x" not in values:
+        # The only run that the full-size file does not have.
+        assert (sd.name, schedule, strength) == ("SD 1.x", "model", 0.4)
         return
-    wanted = {
-        name: values[f"img2img.k_lms.{grid}.{strength}.{name}"]
+    expected = {
+        name: values[f"img2img.k_lms.{schedule}.{strength}.{name}"]
         for name in ("sigmas", "x", "denoised")
     }
-    sigmas = SCHEDULES[grid](facts["steps"])[start_index(facts["steps"], strength) :]
-    # Theirs come from a float32 abar, and 1 - abar loses digits where abar is near 1: 1.3e-5 at t =
-    # 0.
-    torch.testing.assert_close(torch.tensor(sigmas), wanted["sigmas"], rtol=2e-5, atol=0)
+    sigmas = SCHEDULES[schedule](facts["steps"])[start_index(facts["steps"], strength) :]
+    # The original's sigmas come from a float32 abar. 1 - abar loses digits where abar is near 1:
+    # 1.3e-5 at t = 0.
+    torch.testing.assert_close(torch.tensor(sigmas), expected["sigmas"], rtol=2e-5, atol=0)
 
     x = values["img2img.init_latent"] + sigmas[0] * values["img2img.noise"]
-    predict_eps = guided(
+    predict_eps = Guided(
         sd.unet, values["img2img.context"], values["img2img.uncond"], facts["scale"]
     )
     steps = list(k_lms(predict_eps, x, sigmas))
     for i, step in enumerate(steps):
-        assert_close(step.x[0], wanted["x"][i], TRAJECTORY)
-        assert_close(step.x0[0], wanted["denoised"][i], TRAJECTORY)
-    assert len(steps) == len(wanted["x"]) - 1
-    assert_close(steps[-1].x_next[0], wanted["x"][-1], TRAJECTORY)
-    if (grid, strength) == ("karras", facts["strengths"][0]):
+        assert_close(step.x[0], expected["x"][i], TRAJECTORY)
+        assert_close(step.x0[0], expected["denoised"][i], TRAJECTORY)
+    assert len(steps) == len(expected["x"]) - 1
+    assert_close(steps[-1].x_next[0], expected["x"][-1], TRAJECTORY)
+    if (schedule, strength) == ("karras", facts["strengths"][0]):
         assert_close(sd.vae.decode(steps[-1].x_next), values["img2img.decoded"], TRAJECTORY)
 
 
 @pytest.mark.parametrize("strength", [0.7, 0.4])
 def test_ddim(case, strength):
-    """The original puts in the noise of one level above, so this starts where it starts."""
+    """The original adds the noise of one level above, so this starts from the original's x."""
     sd, values, facts = case
-    wanted = {
+    expected = {
         name: values[f"img2img.ddim.{strength}.{name}"] for name in ("timesteps", "x", "denoised")
     }
     sigmas = SCHEDULES["ddim"](facts["steps"])[start_index(facts["steps"], strength) :]
-    assert sigmas[:-1] == [SIGMAS[t] for t in wanted["timesteps"]] and sigmas[-1] == SIGMAS[0]
+    assert sigmas[:-1] == [SIGMAS[t] for t in expected["timesteps"]] and sigmas[-1] == SIGMAS[0]
 
     def scaled(sigma: float) -> float:
         return (sigma**2 + 1) ** -0.5
 
-    x = wanted["x"][:1] / scaled(sigmas[0])
-    predict_eps = guided(
+    x = expected["x"][:1] / scaled(sigmas[0])
+    predict_eps = Guided(
         sd.unet, values["img2img.context"], values["img2img.uncond"], facts["scale"]
     )
     for i, step in enumerate(ddim(predict_eps, x, sigmas)):
-        assert_close(step.x0[0], wanted["denoised"][i], TRAJECTORY)
-        assert_close(step.x_next[0] * scaled(step.sigma_next), wanted["x"][i + 1], TRAJECTORY)
-    assert i == len(wanted["timesteps"]) - 1
+        assert_close(step.x0[0], expected["denoised"][i], TRAJECTORY)
+        assert_close(step.x_next[0] * scaled(step.sigma_next), expected["x"][i + 1], TRAJECTORY)
+    assert i == len(expected["timesteps"]) - 1

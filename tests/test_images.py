@@ -1,11 +1,11 @@
-"""Pictures of every kind come in; 8-bit pictures go out as CompVis writes them."""
+"""Pictures of every kind are read; 8-bit pictures are written as CompVis writes them."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minisd.images import floor_to_multiple, open_image, resize, to_pil, to_tensor
+from minisd.images import floor_to_multiple, open_image, resize, to_pil, to_pils, to_tensor
 
 RGB = np.random.RandomState(1).randint(0, 256, (20, 30, 3), np.uint8)
 PICTURE = Image.fromarray(RGB)
@@ -42,10 +42,8 @@ def test_16_bit_is_scaled_not_clipped(tmp_path):
 def test_float_and_integer_modes():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert open_image(Image.fromarray(values)).getextrema()[0] == (0, 255)
-    assert open_image(Image.fromarray((values * 65535).astype(np.int32))).getextrema()[0] == (
-        0,
-        255,
-    )
+    integers = Image.fromarray((values * 65535).astype(np.int32))
+    assert open_image(integers).getextrema()[0] == (0, 255)
     assert open_image(Image.fromarray(np.full((8, 8), np.nan, np.float32))).mode == "RGB"
 
 
@@ -62,7 +60,7 @@ def test_transparent_palette(tmp_path):
 
 def test_exif_orientation(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # turn by 90 degrees
     PICTURE.save(tmp_path / "turned.png", exif=exif)
     opened = open_image(tmp_path / "turned.png")
     assert opened.size == (20, 30)
@@ -80,20 +78,18 @@ def test_resizing_keeps_colours_under_transparency():
     assert resize(hidden, (16, 16)).getpixel((8, 8)) == (200, 100, 50, 0)
 
 
-@pytest.mark.parametrize(
-    ("size", "wanted"),
-    [
-        ((512, 512), (512, 512)),
-        ((384, 383), (384, 320)),
-        ((1, 1), (64, 64)),
-        ((700, 90), (640, 64)),
-    ],
-)
-def test_sides_are_floored_aloud(size, wanted, recwarn):
-    got = floor_to_multiple(Image.new("RGB", size), 64)
-    assert got.size == wanted
-    said = [str(w.message) for w in recwarn]
-    assert (said == []) if size == wanted else (f"{size[0]}x{size[1]}" in said[0])
+SIDES = [((512, 512), (512, 512)), ((384, 383), (384, 320)), ((1, 1), (64, 64))]
+
+
+@pytest.mark.parametrize(("size", "expected"), [*SIDES, ((700, 90), (640, 64))])
+def test_sides_are_floored_with_a_warning(size, expected, recwarn):
+    assert floor_to_multiple(Image.new("RGB", size), 64).size == expected
+    messages = [str(warning.message) for warning in recwarn]
+    if size == expected:
+        assert messages == []
+    else:
+        before, after = (f"{width}x{height}" for width, height in (size, expected))
+        assert messages == [f"the image is {before}; resized to {after}, multiples of 64"]
 
 
 def test_truncation_to_8_bits():
@@ -107,17 +103,57 @@ def test_broken_and_missing_files(tmp_path):
         open_image(tmp_path / "none.png")
     with pytest.raises(OSError):
         open_image(tmp_path)
-    (tmp_path / "text.png").write_text("no picture")
-    PICTURE.save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("not a picture")
+    PICTURE.save(tmp_path / "complete.png")
+    data = (tmp_path / "complete.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     for name in ("text.png", "cut.png"):
         with pytest.raises(OSError, match=name):
             open_image(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "convert", [lambda x: x, lambda x: x / 255, lambda x: (x / 255).astype("f4")]
+)
+def test_arrays(convert):
+    """uint8, or floats in 0..1, as grey, RGB or RGBA."""
+    rgb, alpha = RGB, RGB[..., 0]
+    assert np.array_equal(np.asarray(open_image(convert(rgb))), rgb)
+    grey = np.asarray(open_image(convert(alpha)))
+    assert np.array_equal(grey, np.stack([alpha] * 3, axis=-1))
+    rgba = np.dstack([rgb, alpha])
+    assert open_image(convert(rgba)).mode == "RGBA"
+    assert np.array_equal(np.asarray(open_image(convert(rgba))), rgba)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 8, 8)), "must be .H, W., .H, W, 3. or .H, W, 4., not"),
+        (np.zeros(8), "must be"),
+        (
+            np.full((8, 8, 3), 255.0),
+            "must hold uint8, or floats in 0..1, not float64 255.0 to 255.0",
+        ),
+        (np.full((8, 8, 3), -0.1), "must hold uint8"),
+        (np.zeros((8, 8, 3), np.int64), "must hold uint8"),
+        (np.full((8, 8, 3), np.nan), "must hold uint8"),
+    ],
+)
+def test_wrong_arrays(values, message):
+    with pytest.raises(ValueError, match=message):
+        open_image(values)
+
+
+def test_a_batch_of_pictures():
+    images = torch.rand(3, 3, 8, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert [image.size for image in to_pils(images)] == [(16, 8)] * 3
+    for i, image in enumerate(to_pils(images)):
+        assert image.tobytes() == to_pil(images[i : i + 1]).tobytes()
+
+
 def test_huge_picture_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "huge.png"
     Image.new("1", (20000, 20000)).save(path)
-    with pytest.raises(ValueError, match="too large a picture"):
+    with pytest.raises(ValueError, match="is too large: it has more than"):
         open_image(path)

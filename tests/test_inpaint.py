@@ -1,4 +1,4 @@
-"""Only what is transparent changes, by every sampler, the same each time."""
+"""Only the transparent part changes, with every sampler, and in the same way each time."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 import minisd
-from minisd.inpaint import colours_erased
+from minisd.recipes.recipe import colours_erased
 
 SETTINGS = {"steps": 8, "strength": 0.8, "guidance": 4, "seed": 5}
 
 
 def face(emoji, words):
-    """A face with a transparent square over its forehead, the colours under it kept."""
+    """A face whose forehead is a transparent square; the colours under it are kept."""
     image = minisd.txt2img(emoji, words, seed=3, steps=10, guidance=4).image
     alpha = np.full((64, 64), 255, np.uint8)
     alpha[8:32, 16:48] = 0
@@ -32,7 +32,7 @@ def parts(picture, result):
 
 
 @pytest.mark.parametrize("sampler", list(minisd.SAMPLERS))
-def test_opaque_stays_transparent_changes(emoji, picture, sampler):
+def test_only_the_transparent_part_changes(emoji, picture, sampler):
     result = minisd.inpaint(emoji, "crown, noto", picture, sampler=sampler, **SETTINGS)
     kept, kept_after, hidden, hidden_after = parts(picture, result)
     assert np.array_equal(kept, kept_after)
@@ -43,27 +43,26 @@ def test_opaque_stays_transparent_changes(emoji, picture, sampler):
 
 @pytest.mark.parametrize("sampler", ["k_lms", "ddim"])
 def test_kept_latents_are_the_picture_and_the_run_s_own_noise(emoji, picture, sampler):
-    """At every step, where nothing is redrawn: x0 + sigma * the noise put in at the start."""
-    seen, steps = {}, []
-
-    def observe(name, **values):
-        seen[name] = values
-        steps.extend(values.values() if name == "step" else [])
-
-    minisd.inpaint(emoji, "crown", picture, sampler=sampler, observe=observe, **SETTINGS)
-    x0, noise, keep = (seen["noised"][name] for name in ("x0", "noise", "keep"))
+    """Where the picture is kept, every step is x0 + sigma * the noise inserted at the start."""
+    events = []
+    minisd.inpaint(emoji, "crown", picture, sampler=sampler, observe=events.append, **SETTINGS)
+    (noised,) = [event for event in events if isinstance(event, minisd.Noised)]
+    x0, noise, keep = noised.x0, noised.noise, noised.keep
     kept = keep.expand_as(x0) == 1
+    steps = [event for event in events if isinstance(event, minisd.Step)]
+    assert len(steps) == 6
     for step in steps:
         error = (step.x_next - x0 - step.sigma_next * noise)[kept].abs().max()
-        assert error < 2e-4  # float32, of numbers up to 50 divided by sigma and multiplied again
+        # float32 rounding of numbers up to 50 that are divided by sigma and multiplied again
+        assert error < 2e-4
     assert (step.x_next - x0)[keep.expand_as(x0) == 0].abs().max() > 0.1
 
 
-def test_no_paste_gives_what_the_decoder_gives(emoji, picture):
+def test_without_pasting_the_decoder_s_picture_is_returned(emoji, picture):
     result = minisd.inpaint(emoji, "crown", picture, paste=False, **SETTINGS)
     kept, kept_after, *_ = parts(picture, result)
     difference = np.abs(kept.astype(int) - kept_after)
-    assert 0 < difference.mean() < 10  # decoded, so not the same, and still the picture
+    assert 0 < difference.mean() < 10  # decoded: not the same pixels, but the same picture
 
 
 def test_mask_instead_of_transparency(emoji, picture):
@@ -84,9 +83,9 @@ def test_half_transparent_is_blended(emoji, picture):
     full.putalpha(Image.new("L", half.size, 0))
     redrawn = minisd.inpaint(emoji, "crown, noto", full, **SETTINGS | {"strength": 1.0})
     before = np.asarray(picture.convert("RGB"), float)
-    near = np.abs(np.asarray(changed.image) - before).mean()
-    far = np.abs(np.asarray(redrawn.image) - before).mean()
-    assert 0 < near < 0.7 * far
+    half_change = np.abs(np.asarray(changed.image) - before).mean()
+    full_change = np.abs(np.asarray(redrawn.image) - before).mean()
+    assert 0 < half_change < 0.7 * full_change
 
 
 def test_strength_0_changes_only_by_decoding(emoji, picture):
@@ -111,8 +110,8 @@ def test_erased_colours_are_noticed(colour, erased):
 
 
 def test_seam(emoji):
-    """The step across the edge is no larger than steps inside of the redrawn part are. (An alien's
-    head has nothing of its own along that edge; a cat's ears do.)"""
+    """Across the edge, neighbouring pixels differ no more than inside the redrawn part. (An alien's
+    head has no line of its own along that edge; a cat's ears have.)"""
     result = minisd.inpaint(emoji, "alien, noto", face(emoji, "alien, noto"), **SETTINGS)
     after = np.asarray(result.image, float).mean(axis=2)
     across = np.abs(np.diff(after[8:32, 15:17], axis=1)).mean()
@@ -123,9 +122,42 @@ def test_seam(emoji):
 
 
 def test_observers_see_the_mask(emoji, picture):
-    seen = {}
-    minisd.inpaint(
-        emoji, "x", picture, observe=lambda name, **v: seen.update({name: v}), **SETTINGS
-    )
-    keep = seen["noised"]["keep"]
+    events = []
+    minisd.inpaint(emoji, "x", picture, observe=events.append, **SETTINGS)
+    keep = events[1].keep
     assert keep.shape == (1, 1, 16, 16) and torch.equal(keep.unique(), torch.tensor([0.0, 1.0]))
+    expected = [minisd.Encoded, minisd.Noised, *[minisd.Step] * 6, minisd.Decoded]
+    assert [type(event) for event in events] == expected
+
+
+def test_guidance_rule_and_both_keep_the_picture_too(emoji, picture):
+    """Where the picture is kept, a rule of one's own and `predict_eps.both` get the known noise."""
+    events = []
+
+    def cfg(eps_uncond, eps_cond, x, sigma):
+        return eps_uncond + 4 * (eps_cond - eps_uncond)
+
+    settings = {**SETTINGS, "guidance": cfg, "observe": events.append}
+    by_rule = minisd.inpaint(emoji, "crown", picture, **settings)
+    by_number = minisd.inpaint(emoji, "crown", picture, **SETTINGS)
+    assert torch.equal(by_rule.latent, by_number.latent)
+
+    halves = []
+
+    def euler(predict_eps, x, sigmas):
+        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+            eps_uncond, eps_cond = predict_eps.both(x, sigma)
+            halves.append((x, sigma, eps_uncond, eps_cond))
+            eps = eps_uncond + 4 * (eps_cond - eps_uncond)
+            x_next = x + (sigma_next - sigma) * eps
+            yield minisd.Step(i, sigma, sigma_next, x, eps, x_next)
+            x = x_next
+
+    by_both = minisd.inpaint(emoji, "crown", picture, sampler=euler, **SETTINGS)
+    plain = minisd.inpaint(emoji, "crown", picture, sampler="k_euler", **SETTINGS)
+    # The rule is applied after the blend instead of before it: float32 rounding.
+    assert (by_both.latent - plain.latent).abs().max() < 1e-3
+    x0, kept = events[1].x0, events[1].keep.expand_as(events[1].x0) == 1
+    for x, sigma, *both in halves:
+        for eps in both:
+            assert torch.equal(eps[kept], ((x - x0) / sigma)[kept])

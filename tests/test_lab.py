@@ -1,4 +1,4 @@
-"""The sampler laboratory: what it says of minisd's samplers, of bugs, and how it says it."""
+"""The sampler laboratory: its verdicts on minisd's samplers and on mutants, card and command."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -7,120 +7,71 @@ from functools import partial
 import pytest
 import torch
 
-from minisd.__main__ import main
-from minisd.lab.bugs import BUGS, certificate_finds, sum_and_mean_find
+import minisd
+from minisd.cli.main import main
+from minisd.figures.svg import plot
 from minisd.lab.certificate import certify, theory_of
-from minisd.lab.plot import plot
+from minisd.lab.compare import STEPS, compare, table
 from minisd.lab.quality import noise_gain
-from minisd.samplers import SAMPLERS, guarded_orders, k_euler, k_lms
+from minisd.more_samplers.guarded_lms import guarded_orders, k_lms_guarded
+from minisd.samplers import FACTS, SAMPLERS, k_euler, k_lms, lms_weights
 from minisd.schedule import SCHEDULES
-from minisd.step import Step
 
+from .mutants.bugs import BUGS, changes_frozen_sums, failed_check, with_bug
+
+slow = pytest.mark.slow
 VARIANTS = [(name, {}) for name in SAMPLERS] + [
     *[("k_lms", {"order": order}) for order in (1, 2, 3)],
-    ("k_lms", {"max_gain": 1.1}),
-    ("k_lms", {"order": 2, "max_gain": 1.1}),
+    ("k_lms_guarded", {"max_gain": 1.1}),
+    ("k_lms_guarded", {"order": 2, "max_gain": 1.1}),
     ("ddim", {"eta": 1.0}),
     ("ddim", {"eta": 0.7}),
     ("k_euler_a", {"eta": 0.5}),
     ("k_dpm_2_a", {"eta": 0.5}),
     ("k_dpmpp_2_a", {"eta": 0.0}),
 ]
+# One without memory, one with memory, one that draws noise.
+QUICK = ("k_euler", "k_lms", "k_euler_a")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick_first(name: str, options: dict[str, float]):
+    """A test's parameters, marked slow unless the sampler is among the quick ones."""
+    quick = name in QUICK and not options
+    return pytest.param(name, options, marks=[] if quick else slow)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_no_correct_sampler_fails(name, options):
+# ---- certificates --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), [quick_first(*variant) for variant in VARIANTS])
+def test_correct_samplers_pass(name, options):
     certificate = certify(partial(SAMPLERS[name], **options), name, theory_of(name, options))
     assert certificate.passed, certificate.card()
     lines = {line.check: line for line in certificate.lines}
     assert abs(lines["order"].value - theory_of(name, options).order) <= 0.1
-    assert certificate.seconds < 30
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_no_correct_sampler_fails_where_nothing_is_known_about_it(name):
+@pytest.mark.parametrize(("name", "options"), [quick_first(name, {}) for name in SAMPLERS])
+def test_correct_samplers_pass_without_theory(name, options):
     certificate = certify(SAMPLERS[name])
     assert certificate.passed, certificate.card()
 
 
-def test_the_certificate_finds_95_percent_of_the_bugs():
-    """As `python -m minisd.lab.bugs` does. The second number is that of others' tests."""
-    found = sum(bool(certificate_finds(bug)) for bug in BUGS)
-    frozen = sum(map(sum_and_mean_find, BUGS))
-    assert found >= 0.95 * len(BUGS)
-    assert 0.7 * len(BUGS) <= frozen <= 0.8 * len(BUGS)
+def test_theory_follows_the_options():
+    assert theory_of("k_lms", {"order": 2}).degrees == "0111"
+    assert theory_of("plms").degrees == FACTS["plms"].degrees == "1123"
+    assert not theory_of("k_lms", {"order": 1}).memory
+    assert theory_of("k_lms_guarded").max_gain == 1.1
+    assert theory_of("k_lms_guarded", {"max_gain": 2.0}).max_gain == 2.0
+    assert (theory_of("ddim").eta, theory_of("ddim").normals) == (0, 0)
+    assert theory_of("ddim", {"eta": 0.5}).normals == 10  # also in the step to sigma 0
+    assert (theory_of("k_euler_a").eta, theory_of("k_euler_a").normals) == (1, 9)
+    assert theory_of("k_euler_a", {"eta": 0.0}).normals == 0
+    assert theory_of("own.py:own", {"eta": 0.0}).normals == 0
+    assert theory_of("own.py:own").order is None
 
 
-def test_bugs_are_many_and_apply_to_the_source_as_it_is():
-    from minisd.lab.bugs import with_bug
-
-    assert len(BUGS) >= 100
-    assert len({(bug.sampler, bug.label) for bug in BUGS}) == len(BUGS)
-    for bug in BUGS:
-        with_bug(bug)
-
-
-def gain_of(sigmas: list[float], orders: list[int]) -> float:
-    """The noise gain, from the weights themselves."""
-    from minisd.samplers import lms_weights
-
-    totals = [0.0] * len(orders)
-    for i, order in enumerate(orders):
-        for j, weight in enumerate(lms_weights(sigmas, i, order)):
-            totals[i - j] += weight
-    return sum(map(abs, totals)) / sigmas[0]
-
-
-@pytest.mark.parametrize("grid", ["model", "karras"])
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
-def test_guarded_lms_keeps_its_gain_and_its_order(grid, every):
-    """All steps up to 150, all strengths. Order 1: the first step, and on Karras' grid that to
-    0."""
-    for steps in range(every, 151, every):
-        for start in range(steps):
-            sigmas = SCHEDULES[grid](steps)[start:]
-            orders = guarded_orders(sigmas, 4, 1.1)
-            assert gain_of(sigmas, orders) <= 1.1 + 1e-12
-            if start <= steps / 2:
-                assert min(orders[1:-1], default=2) >= 2
-                if grid == "model":
-                    assert min(orders[1:], default=2) >= 2
-
-
-def test_the_noise_gains_that_were_published():
-    """50 steps, strength 0.1: orders 1 to 4 on both grids, and diffusers' issue 5630 is the last
-    of model."""
-    for grid, wanted in {
-        "model": (1.0, 1.0, 2.42, 6.46),
-        "karras": (1.0, 2.78, 9.67, 27.4),
-    }.items():
-        sigmas = SCHEDULES[grid](50)[45:]
-        for order, gain in enumerate(wanted, 1):
-            assert noise_gain(partial(k_lms, order=order), sigmas) == pytest.approx(gain, rel=2e-3)
-        assert noise_gain(partial(k_lms, max_gain=1.1), sigmas) <= 1.1
-
-
-def test_a_guard_that_never_acts_changes_nothing():
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 14.6
-    sigmas = SCHEDULES["karras"](20)[:-1]
-    for plain, guarded in zip(
-        k_lms(lambda x, s: x / (s + 1), x, sigmas),
-        k_lms(lambda x, s: x / (s + 1), x, sigmas, max_gain=100.0),
-    ):
-        assert torch.equal(plain.x_next, guarded.x_next)
-    with pytest.raises(ValueError, match="max_gain"):
-        next(k_lms(lambda x, s: x, x, sigmas, max_gain=0.9))
-
-
-def test_a_sampler_that_raises_has_a_card():
+def test_a_sampler_that_raises_gets_a_card():
     def broken(predict_eps, x, sigmas):
         raise RuntimeError("no idea")
         yield
@@ -129,6 +80,97 @@ def test_a_sampler_that_raises_has_a_card():
     assert not certificate.passed and "no idea" in certificate.card()
     json.loads(certificate.json())
 
+
+# ---- mutants -------------------------------------------------------------------------------------
+
+
+def test_every_mutant_applies():
+    assert len(BUGS) == 193
+    assert len({(bug.sampler, bug.label) for bug in BUGS}) == len(BUGS)
+    for bug in BUGS:
+        with_bug(bug)
+
+
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=slow)])
+def test_the_certificate_detects_95_percent_of_the_mutants(every):
+    """`python -m tests.mutants.bugs` prints the table. A frozen sum detects fewer of them."""
+    bugs = BUGS[::every]
+    detected = [bug for bug in bugs if failed_check(bug)]
+    assert len(detected) >= 0.95 * len(bugs)
+    if every == 1:
+        detected_by_sums = [bug for bug in bugs if changes_frozen_sums(bug)]
+        assert 0.7 * len(bugs) <= len(detected_by_sums) <= 0.8 * len(bugs)
+
+
+# ---- k_lms_guarded -------------------------------------------------------------------------------
+
+
+def gain_of(sigmas: list[float], orders: list[int]) -> float:
+    """The noise gain, computed from the weights."""
+    totals = [0.0] * len(orders)
+    for i, order in enumerate(orders):
+        for j, weight in enumerate(lms_weights(sigmas, i, order)):
+            totals[i - j] += weight
+    return sum(map(abs, totals)) / sigmas[0]
+
+
+@pytest.mark.parametrize("schedule", ["model", "karras"])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=slow)])
+def test_guarded_lms_keeps_its_gain_and_its_order(schedule, every):
+    """All steps up to 150, all strengths. From strength 0.5 on, order 1 is used only in the first
+    step and, on Karras's schedule, in the step to 0."""
+    for steps in range(every, 151, every):
+        for start in range(steps):
+            sigmas = SCHEDULES[schedule](steps)[start:]
+            orders = guarded_orders(sigmas, 4, 1.1)
+            assert gain_of(sigmas, orders) <= 1.1 + 1e-12
+            if start <= steps / 2:
+                assert min(orders[1:-1], default=2) >= 2
+                if schedule == "model":
+                    assert min(orders[1:], default=2) >= 2
+
+
+def test_published_noise_gains():
+    """50 steps, strength 0.1: orders 1 to 4 on both schedules. The last on the model schedule is
+    that of diffusers' issue 5630."""
+    for schedule, gains in {
+        "model": (1.0, 1.0, 2.42, 6.46),
+        "karras": (1.0, 2.78, 9.67, 27.4),
+    }.items():
+        sigmas = SCHEDULES[schedule](50)[45:]
+        for order, gain in enumerate(gains, 1):
+            assert noise_gain(partial(k_lms, order=order), sigmas) == pytest.approx(gain, rel=2e-3)
+        assert noise_gain(partial(k_lms_guarded, max_gain=1.1), sigmas) <= 1.1
+
+
+def test_a_guard_that_never_acts_changes_no_bit():
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 14.6
+    sigmas = SCHEDULES["karras"](20)[:-1]
+    for plain, guarded in zip(
+        k_lms(lambda x, s: x / (s + 1), x, sigmas),
+        k_lms_guarded(lambda x, s: x / (s + 1), x, sigmas, max_gain=100.0),
+        strict=True,
+    ):
+        assert torch.equal(plain.x_next, guarded.x_next)
+    with pytest.raises(ValueError, match="max_gain"):
+        next(k_lms_guarded(lambda x, s: x, x, sigmas, max_gain=0.9))
+    with pytest.raises(ValueError, match="order of k_lms_guarded must be"):
+        next(k_lms_guarded(lambda x, s: x, x, sigmas, order=0))
+
+
+def test_img2img_with_the_guarded_sampler(emoji):
+    """The guard acts on a short run: the result differs from k_lms's and is closer to k_heun's."""
+    x0 = torch.zeros(1, 4, 8, 8)
+    settings = {"strength": 0.1, "steps": 50, "seed": 3}
+    latents = {
+        sampler: minisd.img2img(emoji, "fire", x0, sampler=sampler, **settings).latent
+        for sampler in ("k_lms", "k_lms_guarded", "k_heun")
+    }
+    difference = {name: (x - latents["k_heun"]).norm() for name, x in latents.items()}
+    assert 0 < difference["k_lms_guarded"] < difference["k_lms"]
+
+
+# ---- the command ---------------------------------------------------------------------------------
 
 OWN = """
 from minisd.samplers import Step
@@ -142,64 +184,96 @@ def half(predict_eps, x, sigmas, share=0.5):
 """
 
 
-def test_the_command(tmp_path, capsys):
-    assert main(["lab", "k_lms", "--set", "order=2", "--html", str(tmp_path / "page.html")]) == 0
+def test_the_command_writes_a_card_and_a_page(tmp_path, capsys):
+    page_file = tmp_path / "page.html"
+    assert main(["lab", "k_lms", "--set", "order=2", "--html", str(page_file)]) == 0
     assert "k_lms order=2: nothing fails" in capsys.readouterr().out
-    page = (tmp_path / "page.html").read_text()
+    page = page_file.read_text(encoding="utf-8")
     assert page.count("<svg") == 5 and "http" not in page.replace("http://www.w3.org/2000/svg", "")
     for svg in page.split("<svg")[1:]:
         ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
 
+    assert main(["lab", "k_lms", "--html", str(page_file)]) == 2
+    assert "never overwrites" in capsys.readouterr().err
+    assert page_file.read_text(encoding="utf-8") == page
+
+
+def test_the_command_certifies_a_function_in_a_file(tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     assert main(["lab", f"{tmp_path}/own.py:half", "--json"]) == 1
     card = json.loads(capsys.readouterr().out)
     assert card["name"] == "half" and not card["passed"]
     failed = {line["check"] for line in card["lines"] if line["verdict"] == "fail"}
-    assert "order" in failed and "noise present / noise told - 1" in failed
+    assert "order" in failed and "noise present / sigma passed - 1" in failed
     assert main(["lab", f"{tmp_path}/own.py:half", "--set", "share=1"]) == 0  # which is Euler
     assert main(["lab", "k_euler", "--order", "2"]) == 1
+
+
+def test_the_command_certifies_k_lms_guarded(capsys):
+    assert main(["lab", "k_lms_guarded", "--set", "order=3", "max_gain=1.5"]) == 0
+    card = capsys.readouterr().out
+    assert "k_lms_guarded order=3 max_gain=1.5: nothing fails" in card and "<= 1.5" in card
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["k_elms"], "no sampler is named 'k_elms'"),
-        (["nowhere.py:f"], "no such file"),
-        (["k_lms", "--set", "order"], "OPTION=VALUE"),
+        (["k_elms"], "there is no sampler named 'k_elms'"),
+        (["nowhere.py:f"], "there is no file nowhere.py"),
+        (["k_lms", "--set", "eta=1"], "k_lms has no option 'eta'; it has order"),
+        (["k_lms", "--compare", "k_elms"], "there is no sampler named 'k_elms'"),
+        (["k_lms", "--schedule", "k_arras"], "there is no schedule named 'k_arras'"),
+        (["k_lms", "--html", "nowhere/page.html"], "there is no folder nowhere"),
     ],
 )
-def test_the_command_says_what_is_wrong(words, complaint, capsys):
+def test_the_command_names_the_mistake(words, complaint, capsys):
     assert main(["lab", *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_an_option_without_a_value(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["lab", "k_lms", "--set", "order"])
+    assert error.value.code == 2
+    assert "OPTION=VALUE" in capsys.readouterr().err
 
 
 def test_a_file_without_the_function(tmp_path, capsys):
     (tmp_path / "own.py").write_text("x = 1\n")
     assert main(["lab", f"{tmp_path}/own.py:f"]) == 2
-    assert "has no function 'f'" in capsys.readouterr().err
+    assert "has no function named 'f'" in capsys.readouterr().err
 
 
-def test_comparison_on_the_network(emoji):
-    from minisd.lab.compare import STEPS, compare, table
+# ---- the comparison, and plots -------------------------------------------------------------------
 
-    curves = dict(
-        compare(
-            emoji, {"k_euler": k_euler, "k_lms": k_lms}, "fire", guidance=1.0, reference_steps=60
-        )
-    )
-    assert [calls for calls, _ in curves["k_lms"]] == list(STEPS)
+
+@pytest.mark.parametrize(
+    ("steps", "reference"), [((5, 10), 20), pytest.param(STEPS, 60, marks=slow)]
+)
+def test_comparison_on_the_network(emoji, monkeypatch, steps, reference):
+    monkeypatch.setattr("minisd.lab.compare.STEPS", steps)
+    samplers = {"k_euler": k_euler, "k_lms": k_lms}
+    curves = dict(compare(emoji, samplers, "fire", guidance=1.0, reference_steps=reference))
+    assert [calls for calls, _ in curves["k_lms"]] == list(steps)
     assert curves["k_euler"][-1][1] < curves["k_euler"][0][1]
     assert curves["k_lms"][-1][1] < curves["k_euler"][-1][1]
     assert len(table(curves).splitlines()) == 5
 
 
 def test_plots_of_nothing_and_of_one_point():
+    """Values that cannot be drawn are left out; the labels are escaped; all points are drawn."""
     assert "nothing to show" in plot("title", {"a": [(1.0, float("nan"))]}, "x", "y", log_y=True)
-    ET.fromstring(plot("a < b", {"c & d": [(1.0, 2.0)]}, "x", "y", log_x=True, log_y=True))
-    ET.fromstring(plot("flat", {"c": [(1.0, 2.0), (2.0, 2.0)]}, "x", "y"))
+    point = plot("a < b", {"c & d": [(1.0, 2.0)]}, "x", "y", log_x=True, log_y=True)
+    texts = [element.text for element in ET.fromstring(point).iter() if element.text]
+    assert "a < b" in texts and "c & d" in texts
+    assert point.count("<circle") == 1
+    flat = ET.fromstring(plot("flat", {"c": [(1.0, 2.0), (2.0, 2.0)]}, "x", "y"))
+    circles = [element for element in flat.iter() if element.tag.endswith("circle")]
+    heights = {circle.get("cy") for circle in circles}
+    positions = [float(circle.get("cx")) for circle in circles]
+    assert len(heights) == 1 and len(positions) == 2 and positions[0] < positions[1]
 
 
-def test_steps_are_what_samplers_yield():
-    import minisd
-
-    assert minisd.Step is Step
+def test_samplers_yield_minisd_steps():
+    step = next(k_euler(lambda x, sigma: x, torch.zeros(1, 4, 8, 8), [1.0, 0.0]))
+    assert isinstance(step, minisd.Step)

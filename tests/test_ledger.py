@@ -1,7 +1,6 @@
-"""The ledger's numbers are right, measured in runs and computed before them; and it refuses."""
+"""The plan's and the ledger's numbers are right, and the ledger refuses wrong noise."""
 
-import subprocess
-import sys
+import warnings
 from itertools import cycle, product
 
 import numpy as np
@@ -12,15 +11,44 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import minisd
-from minisd.__main__ import main
-from minisd.schedule import start_index, steps_after
-from minisd.trace.ledger import CALLS, Ledger, Refused, auditing, gains, plan
+from minisd.cli.main import main
+from minisd.guidance import Guided
+from minisd.observe import Ledger, NoiseMismatch, plan, steps_after, together
+from minisd.observe.ledger import gains
+from minisd.observe.plan import count_calls
+from minisd.run import Noised
+from minisd.schedule import start_index
+from minisd.stable_diffusion import StableDiffusion
 
 FIRE = Image.new("RGB", (64, 64), "white")
 FIRE.paste("red", (20, 20, 44, 50))
 
 
-# ---- before a run ------------------------------------------------------------------------------
+class Identity(torch.nn.Module):
+    """A network that predicts its input."""
+
+    def forward(self, x, t, context):
+        return x
+
+
+class Pixels:
+    """An autoencoder whose latents are pixels, of the picture's size."""
+
+    factor = 1
+
+    def encode(self, image):
+        return torch.cat([image, image[:, :1]], dim=1)
+
+    def decode(self, latent):
+        return latent[:, :3]
+
+
+SD = StableDiffusion(None, None, Identity(), Pixels(), None, torch.device("cpu"), multiple=1)
+CONTEXT = torch.zeros(1, 77, 8)
+NOISY = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
+
+
+# ---- before a run --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -39,42 +67,70 @@ FIRE.paste("red", (20, 20, 44, 50))
 )
 def test_plan(steps, strength, sampler, schedule, run, sigma):
     planned = plan(steps, strength, sampler, schedule)
-    assert (planned.run, planned.dropped, planned.calls) == (run, steps - run, run)
+    counts = (planned.steps_asked, planned.steps_run, planned.steps_skipped, planned.calls)
+    assert counts == (steps, run, steps - run, run)
     assert planned.sigma == pytest.approx(sigma, abs=6e-4)
 
 
 def test_strength_1_leaves_7_percent_of_the_image():
     """The square root of the last abar, 0.00466: known as SD's terminal signal."""
-    assert plan(50, 1).share == pytest.approx(0.0683, abs=1e-4)
+    assert plan(50, 1).image_share == pytest.approx(0.0683, abs=1e-4)
+
+
+def draw(observe, **settings):
+    """img2img with the stand-in models: only the noise and the calls matter."""
+    minisd.img2img(
+        SD, CONTEXT, NOISY, negative_prompt=CONTEXT, guidance=1, **settings, observe=observe
+    )
 
 
 @pytest.mark.parametrize("sampler", list(minisd.SAMPLERS))
-def test_planned_calls_are_those_made(emoji, sampler):
-    for schedule, strength in product(minisd.SCHEDULES, (0.1, 0.7, 1.0)):
-        with auditing(emoji.unet) as ledger:
-            minisd.img2img(
-                emoji, "fire", FIRE, steps=3, strength=strength, sampler=sampler,
-                schedule=schedule, guidance=1, seed=1, observe=ledger,
-            )  # fmt: skip
-        planned = plan(3, strength, sampler, schedule)
-        assert (ledger.calls, ledger.run) == (planned.calls, planned.run)
+def test_planned_calls_are_the_calls_made(sampler):
+    for schedule, steps, strength in product(minisd.SCHEDULES, (3, 10), (0, 0.1, 0.7, 1.0)):
+        settings = {"steps": steps, "strength": strength, "sampler": sampler}
+        with Ledger(SD) as ledger:
+            draw(ledger, **settings, schedule=schedule, seed=1)
+        planned = plan(**settings, schedule=schedule)
+        assert (ledger.calls, ledger.steps_run) == (planned.calls, planned.steps_run)
 
 
-def test_all_samplers_are_known():
-    assert CALLS.keys() == minisd.SAMPLERS.keys()
+@pytest.mark.parametrize("sampler", list(minisd.SAMPLERS))
+def test_planned_calls_are_those_in_the_table(sampler):
+    """FACTS counts the calls of 10 steps of which the last goes to sigma 0."""
+    assert plan(10, 1, sampler, "model").calls == minisd.FACTS[sampler].calls
 
 
-def test_names_that_are_none():
-    with pytest.raises(ValueError, match="no sampler"):
+def test_calls_of_a_sampler_of_ones_own(tmp_path):
+    """With both halves of guidance, and with noise; as a function and as FILE.py:FUNCTION."""
+    (tmp_path / "mine.py").write_text(
+        "from minisd.samplers import Step, fresh_noise\n"
+        "def mine(predict_eps, x, sigmas, generator=None):\n"
+        "    for i, (a, b) in enumerate(zip(sigmas, sigmas[1:])):\n"
+        "        uncond, cond = predict_eps.both(x, a)\n"
+        "        eps = predict_eps(x, a) + predict_eps(x, a)\n"
+        "        yield Step(i, a, b, x, eps, x + b * fresh_noise(x, generator))\n"
+    )
+    name = f"{tmp_path / 'mine.py'}:mine"
+    assert count_calls(name, [3.0, 2.0, 0.0]) == 6
+    assert plan(10, 0.5, name).calls == 15
+
+    def one_call(predict_eps, x, sigmas):
+        yield minisd.Step(0, sigmas[0], 0.0, x, predict_eps(x, sigmas[0]), x)
+
+    assert plan(10, 0.5, one_call).calls == 1
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="no sampler named 'k_lsm'"):
         plan(10, 0.5, "k_lsm")
-    with pytest.raises(ValueError, match="no schedule"):
+    with pytest.raises(ValueError, match="no schedule named 'carras'"):
         plan(10, 0.5, "k_lms", "carras")
 
 
-# ---- how many steps to ask for -----------------------------------------------------------------
+# ---- how many steps to ask for -------------------------------------------------------------------
 
 
-def test_the_documents_step_counts():
+def test_step_counts_of_the_seed_document():
     """20 / 0.4 is 50. 20 / 0.7 is "roughly 30": 29 run 20, 30 run 21."""
     assert steps_after(20, 0.4) == 50
     assert steps_after(20, 0.7) == 29
@@ -84,7 +140,7 @@ def test_the_documents_step_counts():
 @given(
     st.integers(1, 150), st.one_of(st.floats(1e-3, 1), st.integers(1, 100).map(lambda p: p / 100))
 )
-def test_it_is_the_smallest_that_runs_so_many(run, strength):
+def test_it_is_the_smallest_count_that_works(run, strength):
     try:
         steps = steps_after(run, strength)
     except ValueError:
@@ -94,189 +150,209 @@ def test_it_is_the_smallest_that_runs_so_many(run, strength):
     assert steps == 1 or steps - 1 - start_index(steps - 1, strength) < run
 
 
-@pytest.mark.parametrize(("run", "strength"), [(1, 0), (20, 0.0019), (0, 0.5), (5, 1.5)])
-def test_where_there_is_no_count(run, strength):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("run", "strength", "message"),
+    [
+        (1, 0, "no step count up to 10000 runs 1 steps at strength 0"),
+        (20, 0.0019, "10000 steps run 19"),
+        (0, 0.5, "steps must be a whole number, 1 or more"),
+        (5, 1.5, "strength must be between 0"),
+    ],
+)
+def test_where_no_count_works(run, strength, message):
+    with pytest.raises(ValueError, match=message):
         steps_after(run, strength)
 
 
-# ---- in a run ----------------------------------------------------------------------------------
+# ---- in a run ------------------------------------------------------------------------------------
 
 
 def test_measured_numbers(emoji):
-    """Against the formulas, for a latent that was encoded: what float32 leaves of them."""
-    with auditing(emoji.unet) as ledger:
+    """Against the formulas, for an encoded latent: float32's rounding is left."""
+    with Ledger(emoji) as ledger:
         minisd.img2img(emoji, "fire", FIRE, steps=10, strength=0.7, seed=1, observe=ledger)
     sigma = 2.918307  # as published
     assert ledger.image_gain == pytest.approx(1, abs=1e-6)
-    assert ledger.sigma_put == pytest.approx(sigma, rel=1e-6)
-    assert ledger.sigma_told == pytest.approx(sigma, rel=1e-6)
-    assert ledger.told_by_scale == pytest.approx(sigma, rel=1e-6)
-    assert ledger.share_of_image == pytest.approx(1 / (1 + sigma**2) ** 0.5, rel=1e-6)
+    assert ledger.sigma_added == pytest.approx(sigma, rel=1e-6)
+    assert ledger.sigma_expected == pytest.approx(sigma, rel=1e-6)
+    assert ledger.sigma_of_input == pytest.approx(sigma, rel=1e-6)
+    assert ledger.image_share == pytest.approx(1 / (1 + sigma**2) ** 0.5, rel=1e-6)
+    assert ledger.noise_share == pytest.approx(sigma / (1 + sigma**2) ** 0.5, rel=1e-6)
     x0 = emoji.vae.encode(torch.from_numpy(np.array(FIRE)).permute(2, 0, 1)[None] / 127.5 - 1)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     assert ledger.snr == pytest.approx(float(x0.var() / noise.var()) / sigma**2, rel=0.05)
+    line = ledger.line()
+    assert line.startswith("measured: sigma 2.9183 added, 2.9183 expected, image gain 1.000000")
+    assert line.endswith("32.4% of the image survives, 7 network calls")
+
+
+def test_a_run_without_steps(emoji):
+    with Ledger(emoji) as ledger:
+        minisd.img2img(emoji, "fire", FIRE, steps=10, strength=0, seed=1, observe=ledger)
+    assert (ledger.calls, ledger.steps_run, ledger.sigma_expected) == (0, 0, None)
+    assert ledger.line() == "measured: image gain 1.000000, no noise, no call of the network"
 
 
 def test_gains_by_hand():
     x0, noise = torch.tensor([1.0, 2.0, 0.0, 1.0]), torch.tensor([1.0, -1.0, 3.0, 2.0])
     assert gains(0.5 * x0 + 3 * noise, x0, noise) == pytest.approx((0.5, 3))
     assert gains(3 * noise, 0 * x0, noise) == (None, pytest.approx(3))
+    with pytest.raises(NoiseMismatch, match="cannot be separated"):
+        gains(x0, x0, 2 * x0)
 
 
-def insert(**wrong):
-    """A ledger shown an insertion at sigma 2, and what is wrong with it."""
-    values = {"gain": 1.0, "put": 2.0, "told": 2.0, "scaled": 2.0} | wrong
+def observed(ledger=None, **wrong):
+    """A ledger after an insertion at sigma 2 and the first call, in which `wrong` values differ."""
+    values = {"gain": 1.0, "added": 2.0, "expected": 2.0, "scaled": 2.0} | wrong
+    ledger = ledger or Ledger()
     rng = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(1, 4, 16, 16, generator=rng) for _ in range(2))
-    x = values["gain"] * x0 + values["put"] * noise
-    ledger = Ledger()
-    ledger("noised", x0=x0, noise=noise, sigma=2.0, x=x)
-    t = torch.tensor([minisd.schedule.sigma_to_t(values["told"])])
-    ledger.called(x / (values["scaled"] ** 2 + 1) ** 0.5, t, torch.zeros(1), x)
+    x = values["gain"] * x0 + values["added"] * noise
+    ledger(Noised(x0, noise, 2.0, x))
+    t = torch.tensor([minisd.schedule.sigma_to_t(values["expected"])])
+    ledger.see_call(x / (values["scaled"] ** 2 + 1) ** 0.5, t, torch.zeros(1), x)
     return ledger
 
 
-def test_the_right_one_passes():
-    assert insert().sigma_put == pytest.approx(2, rel=1e-6)
+def test_right_noise_passes():
+    assert observed().sigma_added == pytest.approx(2, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"told": 1.99},  # one of 200 steps off
-        {"put": 2.0001},
-        {"gain": 0.501},  # the build that drew the document's strength-0.7 figure
-        {"put": 3.34776, "told": 2.29285, "scaled": 2.29285},  # CompVis's img2img at 10 steps, 0.7
-        {"put": 2.0 / 5**0.5, "gain": 1 / 5**0.5},  # DDIM's formula given to a k-sampler
-    ],
-)
-def test_it_refuses(wrong):
-    with pytest.raises(Refused):
-        insert(**wrong)
+WRONG_NOISE = [
+    {"expected": 1.99},  # one of 200 steps off
+    {"added": 2.0001},
+    {"scaled": 0.0},  # the input is x itself
+    {"scaled": 2.0001},
+    {"gain": 0.501},  # the build that drew the document's strength-0.7 figure
+    # CompVis's img2img at 10 steps, 0.7
+    {"added": 3.34776, "expected": 2.29285, "scaled": 2.29285},
+    {"added": 2.0 / 5**0.5, "gain": 1 / 5**0.5},  # DDIM's formula given to a k-sampler
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_NOISE)
+def test_wrong_noise_is_refused(wrong):
+    with pytest.raises(NoiseMismatch):
+        observed(**wrong)
+
+
+@pytest.mark.parametrize("wrong", WRONG_NOISE)
+def test_wrong_noise_on_purpose_warns(wrong):
+    with pytest.warns(UserWarning, match="THE NOISE IS WRONG"):
+        ledger = observed(Ledger(refuse=False), **wrong)
+    assert ledger.mismatch and "THE NOISE IS WRONG" in ledger.line()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert observed(Ledger(refuse=False)).mismatch is None
+
+
+def wrong_levels(monkeypatch):
+    """Every level that the sampler asks for is passed to the network as 0.9 times that."""
+    right = Guided.__call__
+    monkeypatch.setattr(Guided, "__call__", lambda self, x, sigma: right(self, x, 0.9 * sigma))
 
 
 def test_a_refused_run_ends_before_the_first_step(monkeypatch, emoji):
-    module = sys.modules["minisd.img2img"]
-    right = module.guided
-    monkeypatch.setattr(
-        module, "guided", lambda *given: lambda x, sigma: right(*given)(x, 0.9 * sigma)
-    )
-    steps = []
-    with pytest.raises(Refused, match=r"put in has sigma 3\.8308"), auditing(emoji.unet) as ledger:
-
-        def observe(name, **values):
-            ledger(name, **values)
-            steps.extend([name] * (name == "step"))
-
+    wrong_levels(monkeypatch)
+    events = []
+    message = r"noise added has sigma 3\.8308.*, but the network expects 3\.447"
+    with pytest.raises(NoiseMismatch, match=message), Ledger(emoji) as ledger:
+        observe = together(ledger, events.append)
         minisd.img2img(emoji, "fire", FIRE, seed=1, observe=observe)
-    assert not steps
+    assert [type(event).__name__ for event in events] == ["Encoded", "Noised"]
 
 
-# ---- all of them -------------------------------------------------------------------------------
+def test_a_wrong_run_on_purpose_is_drawn(monkeypatch, emoji):
+    wrong_levels(monkeypatch)
+    settings = {"seed": 1, "steps": 3}
+    plain = minisd.img2img(emoji, "fire", FIRE, **settings)
+    with pytest.warns(UserWarning, match="THE NOISE IS WRONG"), Ledger(emoji, False) as ledger:
+        result = minisd.img2img(emoji, "fire", FIRE, **settings, observe=ledger)
+    assert torch.equal(result.latent, plain.latent) and ledger.steps_run == 2
 
 
-class Enough(Exception):
-    pass
+# ---- all insertions ------------------------------------------------------------------------------
 
 
-class Told(torch.nn.Module):
-    factor = 1
-
-    def __init__(self):
-        super().__init__()
-        self.ledger = None
-
-    def forward(self, x, t, context):
-        self.ledger.called(x, t, context, x)
-        raise Enough  # the insertion is what is looked at: spare the steps
+class FirstCall(Exception):
+    """The network was called: the insertion is measured, the steps are not needed."""
 
 
-class Pixels:
-    """An autoencoder whose latents are pixels, of the picture's size."""
-
-    factor = 1
-
-    def encode(self, image):
-        return torch.cat([image, image[:, :1]], dim=1)
-
-    def decode(self, latent):
-        return latent[:, :3]
-
-
-class Stub:
-    multiple, native_size, device = 1, 8, torch.device("cpu")
-    unet, vae, context = Told(), Pixels(), torch.zeros(1, 77, 8)
-
-    def text_states(self, prompt):
-        return self.context
+def end_run(event):
+    if isinstance(event, minisd.Step):
+        raise FirstCall
 
 
 def check_insertions(cases):
-    """Each through img2img up to the network's first call. Returns how many there were.
+    """Each case through img2img up to the first step. Returns the number of cases.
 
-    1e-6: single precision's 6e-8 relative, on x that is up to 15 times larger than the image."""
-    sd, n, grids = Stub(), 0, {}
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
+    1e-6: single precision's 6e-8 relative, on x that is up to 15 times larger than the image.
+    """
+    n, schedules = 0, {}
     for n, (sampler, schedule, steps, strength) in enumerate(cases, 1):
-        if (schedule, steps) not in grids:
-            grids[schedule, steps] = minisd.SCHEDULES[schedule](steps)
-        sigmas, called = list(grids[schedule, steps]), False
-        sd.unet.ledger = ledger = Ledger()
-        try:
-            minisd.img2img(
-                sd, "", picture, strength=strength, steps=steps, sampler=sampler,
-                schedule=lambda _, sigmas=sigmas: sigmas, guidance=1, seed=n, observe=ledger,
-            )  # fmt: skip
-        except Enough:
-            called = True
+        if (schedule, steps) not in schedules:
+            schedules[schedule, steps] = minisd.SCHEDULES[schedule](steps)
+        sigmas, called = list(schedules[schedule, steps]), False
+        settings = {"steps": steps, "strength": strength, "sampler": sampler, "seed": n}
+        with Ledger(SD) as ledger:
+            try:
+                draw(
+                    together(ledger, end_run),
+                    **settings,
+                    schedule=lambda _, sigmas=sigmas: sigmas,
+                )
+            except FirstCall:
+                called = True
         run = int(round(steps * strength * 100) // 100)  # strengths of two decimals: exact
         case = (sampler, schedule, steps, strength)
         assert called == (run > 0), case
         assert abs(ledger.image_gain - 1) <= 1e-6, case
         if run:
             sigma = sigmas[steps - run]
-            assert abs(ledger.sigma_put / sigma - 1) <= 1e-6, case
-            assert abs(ledger.sigma_told / sigma - 1) <= 1e-6, case
+            assert abs(ledger.sigma_added / sigma - 1) <= 1e-6, case
+            assert abs(ledger.sigma_expected / sigma - 1) <= 1e-6, case
         else:
-            assert abs(ledger.sigma_put) <= 1e-6, case
+            assert abs(ledger.sigma_added) <= 1e-6, case
     return n
 
 
-def test_insertion_of_some():
+def test_insertion():
+    """Of all samplers and schedules, at some step counts and strengths."""
+    cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151, 17))
     strengths = cycle(p / 100 for p in range(0, 101, 7))
-    steps = range(1, 151, 17)
-    assert check_insertions(zip_with(strengths, product(minisd.SAMPLERS, minisd.SCHEDULES, steps)))
-
-
-def zip_with(strengths, cases):
-    return [(*case, strength) for case, strength in zip(cases, strengths)]
+    n = check_insertions((*case, strength) for case, strength in zip(cases, strengths))
+    assert n == len(minisd.SAMPLERS) * 4 * 9
 
 
 @pytest.mark.slow
 def test_insertion_of_100_000():
-    """All samplers and schedules, steps 1..150, and of each 17 of the strengths 0, 0.01 ... 1, so
-    spread that every strength comes with every sampler and schedule."""
+    """All samplers and schedules, steps 1..150, and for each 17 of the strengths 0, 0.01 ... 1, so
+    spread that every strength occurs with every sampler and schedule."""
     strengths = cycle(p / 100 for p in range(101))
-    seventeen = range(17)
-    cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151), seventeen)
+    cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151), range(17))
     n = check_insertions((*case[:3], strength) for case, strength in zip(cases, strengths))
-    assert n == 10 * 4 * 150 * 17
+    assert n == len(minisd.SAMPLERS) * 4 * 150 * 17
 
 
-# ---- minisd explain ----------------------------------------------------------------------------
+# ---- minisd explain ------------------------------------------------------------------------------
 
 
 def test_explain(capsys):
     assert main(["explain", "-s", "30", "-f", "0.7"]) == 0
     out = capsys.readouterr().out
-    assert "29                [30]                31" in out  # the neighbours
-    assert "20                [21]                21" in out  # run
-    assert "3.0557            [3.1913]            2.9183" in out
+    rows = {line[2:22].strip(): line[22:].split() for line in out.splitlines()}
+    assert rows["steps asked"] == ["29", "[30]", "31"]  # with the neighbours
+    assert rows["steps run"] == ["20", "[21]", "21"]
+    assert rows["steps skipped"] == ["9", "[9]", "10"]
+    assert rows["network calls"] == ["20", "[21]", "21"]
+    for label in ("noise added, sigma", "noise expected"):
+        assert rows[label] == ["3.0557", "[3.1913]", "2.9183"]
     picture = [line for line in out.splitlines() if "┤" in line]
+    assert picture[0].split()[0] == "14.61" and picture[-1].split()[0] == "0.03"
     assert sum(line.count("○") for line in picture) == 9
     assert sum(line.count("◆") for line in picture) == 1
     assert sum(line.count("●") for line in picture) == 20
+    assert "the run starts here, at step 10 of 30" in out
 
 
 @pytest.mark.parametrize("f", ["0", "1"])
@@ -284,16 +360,20 @@ def test_explain(capsys):
 @pytest.mark.parametrize("sampler", ["k_lms", "ddim"])
 def test_explain_at_the_ends(s, f, sampler, capsys):
     assert main(["explain", "a prompt too", "-s", s, "-f", f, "-A", sampler]) == 0
-    assert f"[{s}]" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    steps = int(s)
+    neighbours = [
+        n for n in (steps - 1, steps, steps + 1) if 0 < n < (1000 if sampler == "ddim" else 9999)
+    ]
+    asked = next(line for line in out.splitlines() if "steps asked" in line)
+    assert [int(word.strip("[]")) for word in asked.split()[2:]] == neighbours
+    assert f"[{s}]" in asked
+    run = next(line for line in out.splitlines() if "steps run" in line)
+    assert f"[{steps if f == '1' else 0}]" in run
 
 
 def test_explain_steps_after(capsys):
     assert main(["explain", "--steps-after", "20", "-f", "0.4"]) == 0
     assert "50 steps at strength 0.4" in capsys.readouterr().out
     assert main(["explain", "--steps-after", "20", "-f", "0"]) == 2
-
-
-def test_explain_loads_no_torch():
-    code = "import sys, minisd.__main__ as m; m.main(['explain']); print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == "False"
+    assert "no step count" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""docs/the-page.md: the whole page is quoted there, and each verdict holds."""
+"""docs/the-page.md: it quotes the whole page, and its verdicts hold."""
 
 import re
 import shutil
@@ -10,146 +10,171 @@ import torch
 from PIL import Image
 
 import minisd
-from minisd.__main__ import main
-from minisd.cli import metadata
+from minisd.cli.main import main
 from minisd.cli.switches import read_line
+from minisd.recipes import read_recipe
+from minisd.recipes.metadata import sha256
 from minisd.schedule import SCHEDULES, SIGMAS
+from minisd.stable_diffusion import SD1_LATENT_RGB
 
-HERE = Path(__file__).parent
-PAGE = (HERE / "seed" / "IMG2IMG.txt").read_text()
-TEXT = (HERE.parent / "docs" / "the-page.md").read_text()
-DRAWING = HERE / "seed" / "fire-drawing.png"
+ROOT = Path(__file__).parent.parent
+SEED = ROOT / "tests" / "seed"
+PAGE = (SEED / "IMG2IMG.txt").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "the-page.md").read_text(encoding="utf-8")
+DRAWING = SEED / "fire-drawing.png"
 VERDICTS = ("**True.**", "**True**", "**True here", "**Wrong", "**Figure.**")
 
 
-def blocks():
-    """(quoted sentences, what is said of them) in order."""
-    found = []
+def passages() -> list[tuple[list[str], list[str]]]:
+    """(quoted paragraphs, the verdict's paragraphs), in order."""
+    pairs: list[tuple[list[str], list[str]]] = []
     for paragraph in TEXT.split("\n\n"):
         if paragraph.startswith("> "):
-            if not found or found[-1][1]:
-                found.append(([], []))
-            found[-1][0].append(paragraph.removeprefix("> "))
-        elif found:
-            found[-1][1].append(paragraph)
-    return found
+            if not pairs or pairs[-1][1]:
+                pairs.append(([], []))
+            pairs[-1][0].append(paragraph.removeprefix("> "))
+        elif pairs:
+            pairs[-1][1].append(paragraph)
+    return pairs
 
 
-def verdict_of(sentence):
-    matches = [said for quoted, said in blocks() if any(sentence in q for q in quoted)]
-    assert len(matches) == 1, sentence
-    return " ".join(matches[0])
+def verdict_of(sentence: str) -> str:
+    verdicts = [v for quoted, v in passages() if any(sentence in q for q in quoted)]
+    assert len(verdicts) == 1, sentence
+    return " ".join(verdicts[0])
 
 
-def test_the_page_is_quoted_whole():
-    quoted = " ".join(q for quotes, _ in blocks() for q in quotes)
+def test_the_whole_page_is_quoted():
+    quoted = " ".join(q for quotes, _ in passages() for q in quotes)
     page = " ".join(PAGE.split("title\n", 1)[1].split())
     assert " ".join(quoted.split()) == page
 
 
-def test_each_sentence_has_a_verdict():
-    for quoted, said in blocks():
-        assert said and said[0].startswith(VERDICTS), quoted
+def test_each_passage_has_a_verdict():
+    for quoted, verdict in passages():
+        assert verdict and verdict[0].startswith(VERDICTS), quoted
 
 
-LINES = re.findall(r"^> (?:invoke> )?(.* -[-\w].*)$", TEXT, re.M)
+# ---- the page's command lines --------------------------------------------------------------------
+
+LINES = re.findall(r"^> (?:invoke> )?(.* -[-\w].*)$", TEXT, re.MULTILINE)
 LINES = [line for line in LINES if re.search(r"-I|-S\d", line) and not line.startswith("The ")]
+LINES = [line for line in LINES if "steps argument" not in line]
 
 
 def test_the_page_has_six_command_lines():
-    commands = [line for line in LINES if "steps argument" not in line]
-    assert len(commands) == 6
+    assert len(LINES) == 6
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "steps argument" not in line])
-def test_command_lines_run_as_typed(line, tmp_path, monkeypatch, emoji, capsys):
-    """On the bundled weights. /tmp/fire-drawing.png is looked for under another name for /tmp, so
-    that a test writes nothing there; the sketches of the page are stood in for by the drawing."""
-    import minisd.checkpoint
-
-    monkeypatch.setattr(minisd.checkpoint, "load", lambda *_, **__: emoji)
+@pytest.fixture
+def folder(tmp_path, monkeypatch, emoji):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "test-pictures").mkdir()
-    for name in ("tree-and-river-sketch.png", "big-sketch.png"):
-        Image.open(DRAWING).resize((96, 80)).save(tmp_path / "test-pictures" / name)
-    small = tmp_path / "fire-drawing.png"
-    shutil.copy(DRAWING, small)
-    typed = line.replace("/tmp/fire-drawing.png", str(small)).replace("-W384 -H384", "-W96 -H96")
-    if str(small) in typed:
-        typed += " --fit"  # 384 pixels a side take a minute here, 96 two seconds
-    (tmp_path / "lines").write_text(typed + "\n")
+    monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_line_runs_as_typed(line, folder):
+    """On the small model. The fire drawing is looked for in the test's folder instead of /tmp, and
+    it also stands in for the page's sketches, which were never published. Pictures are 96 pixels
+    wide: the small model takes a minute for 384 or 512, and two seconds for 96."""
+    copy_sketches(folder)
+    drawing = folder / "fire-drawing.png"
+    shutil.copy(DRAWING, drawing)
+    typed = line.replace("/tmp/fire-drawing.png", str(drawing)).replace("-W384 -H384", "-W96 -H96")
+    typed = typed.replace("-H512 -W512", "-H96 -W96")
+    if str(drawing) in typed:
+        typed += " --fit"
+    (folder / "lines").write_text(typed + "\n")
     assert main(["--from_file", "lines"]) == 0
-    asked = read_line(line)
-    (path,) = (tmp_path / "outputs/img-samples").glob("*.png")
-    used = metadata.recall(path).args
-    for name in ("prompt", "steps", "strength", "cfg_scale", "sampler"):
-        assert getattr(used, name) == getattr(asked, name)
+    asked = read_line(line).recipe
+    (path,) = (folder / "outputs/img-samples").glob("*.png")
+    drawn = read_recipe(path)
+    for name in ("prompt", "steps", "strength", "guidance", "sampler"):
+        assert getattr(drawn, name) == getattr(asked, name)
     if asked.seed is not None:
-        assert used.seed == asked.seed == 1592514025
+        assert drawn.seed == asked.seed == 1592514025
 
 
-def test_the_line_with_its_prompt_and_full_size(tmp_path, monkeypatch, emoji, capsys):
-    """`invoke> "fire" -s10 -W384 -H384 ...`, nothing changed but the folder and fewer steps run."""
-    import minisd.checkpoint
+def copy_sketches(folder: Path) -> None:
+    (folder / "test-pictures").mkdir()
+    for name in ("tree-and-river-sketch.png", "big-sketch.png"):
+        Image.open(DRAWING).resize((96, 80)).save(folder / "test-pictures" / name)
 
-    monkeypatch.setattr(minisd.checkpoint, "load", lambda *_, **__: emoji)
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(DRAWING, tmp_path)
+
+@pytest.mark.slow
+def test_the_line_with_fit_runs_unchanged(folder):
+    copy_sketches(folder)
+    (line,) = (line for line in LINES if "--fit" in line)
+    (folder / "lines").write_text(line)
+    assert main(["--from_file", "lines"]) == 0
+    (path,) = (folder / "outputs/img-samples").glob("*.png")
+    assert Image.open(path).size == (512, 416)  # 512x427, floored to multiples of 16
+
+
+def test_a_line_with_its_prompt_at_full_size(folder):
+    """`invoke> "fire" -s10 -W384 -H384 ...`, changed only in its folder and its strength."""
+    shutil.copy(DRAWING, folder)
     line = 'invoke> "fire" -s10 -W384 -H384 -S1592514025 -I fire-drawing.png --strength 0.1'
-    (tmp_path / "lines").write_text(line)
+    (folder / "lines").write_text(line)
     assert main(["--from_file", "lines"]) == 0
     assert Image.open("outputs/img-samples/000001.1592514025.png").size == (384, 384)
 
 
-def test_figure_of_the_noise():
+# ---- what the verdicts say -----------------------------------------------------------------------
+
+
+def test_the_first_tile_of_the_figure_is_the_noise_of_its_seed():
     """The first tile of the page's txt2img figure, all 6,912 values, from the seed alone."""
     assert "6,912" in verdict_of("develops something like this")
-    sheet = np.asarray(Image.open(HERE / "seed" / "000019.steps.png").convert("RGB"))
+    sheet = np.asarray(Image.open(SEED / "000019.steps.png").convert("RGB"))
     tile = sheet[2:50, 1:49]
     noise = torch.randn(1, 4, 48, 48, generator=torch.Generator().manual_seed(1592514025))
-    factors = torch.tensor(minisd.checkpoint.SD1_LATENT_RGB)
-    rgb = (SIGMAS[-1] * noise[0]).permute(1, 2, 0).float() @ factors
+    rgb = (SIGMAS[-1] * noise[0]).permute(1, 2, 0).float() @ torch.tensor(SD1_LATENT_RGB)
     drawn = ((rgb + 1) / 2).clamp(0, 1) * 255
     assert (drawn.to(torch.uint8).numpy() == tile).sum() == 6912
 
 
-def test_pictures_of_the_page_say_how_they_were_made():
-    assert metadata.recall(HERE / "seed" / "000019.1592514025.png").args.sampler == "k_euler"
-    found = metadata.recall(HERE / "seed" / "000046.1592514025.png")
-    assert found.init_hash == metadata.sha256(DRAWING)
-    assert found.args.sampler == "k_lms" and "ddim" in found.notes[0]
+def test_the_metadata_of_the_figures_names_their_samplers():
+    assert read_recipe(SEED / "000019.1592514025.png").sampler == "k_euler"
+    recipe = read_recipe(SEED / "000046.1592514025.png")
+    assert Path(recipe.image) == DRAWING  # by its SHA-256, as written in the picture
+    assert sha256(DRAWING) in (SEED / "000046.1592514025.png").read_bytes().decode("latin-1")
+    assert recipe.sampler == "k_lms" and "ddim" in recipe.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "run", "sigma"),
+    ("steps", "strength", "steps_run", "sigma"),
     [(10, 0.7, 7, 2.918307), (10, 0.4, 4, 0.932358)]  # k-diffusion's own, published
     + [(50, 0.4, 20, 1.117), (30, 0.7, 21, 3.191)],  # likewise, with 3 decimals
 )
-def test_steps_taken_and_noise_put_in(steps, strength, run, sigma):
+def test_steps_run_and_noise_added(steps, strength, steps_run, sigma):
     start = minisd.start_index(steps, strength)
-    assert steps - start == run
-    assert SCHEDULES["model"](steps)[start] == pytest.approx(
-        sigma, abs=6e-4 if steps > 10 else 1e-6
-    )
+    assert steps - start == steps_run
+    tolerance = 6e-4 if steps > 10 else 1e-6
+    assert SCHEDULES["model"](steps)[start] == pytest.approx(sigma, abs=tolerance)
 
 
-def test_29_and_30_share_no_level():
-    a, b = SCHEDULES["model"](30)[9:-2], SCHEDULES["model"](29)[9:-2]
-    assert min(abs(x - y) for x in a for y in b) > 1e-4
+def test_29_and_30_steps_share_only_the_last_two_levels():
+    a, b = SCHEDULES["model"](30)[9:], SCHEDULES["model"](29)[9:]
+    assert a[-2:] == b[-2:]
+    assert min(abs(x - y) for x in a[:-2] for y in b[:-2]) > 1e-4
 
 
 def test_defaults():
-    args = read_line("fire")
-    assert (args.strength, args.cfg_scale, args.steps, args.sampler) == (0.75, 7.5, 50, "k_lms")
+    recipe = read_line("fire").recipe
+    settings = (recipe.strength, recipe.guidance, recipe.steps, recipe.sampler)
+    assert settings == (0.75, 7.5, 50, "k_lms")
 
 
-def distance(a, b):
+def distance(a: Image.Image, b: Image.Image) -> float:
+    """The mean difference of all values, in levels of 255."""
     return np.abs(np.asarray(a, float) - np.asarray(b, float)).mean()
 
 
 @pytest.fixture(scope="module")
 def sketch():
-    path = HERE.parent / "docs" / "pictures" / "fire-sketch.png"
+    path = ROOT / "docs" / "pictures" / "fire-sketch.png"
     return Image.open(path).resize((64, 64), Image.Resampling.LANCZOS)
 
 

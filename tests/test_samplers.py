@@ -1,4 +1,6 @@
-"""k_lms and ddim against closed forms and other ways to compute the same."""
+"""k_lms and ddim against closed forms and independent formulas."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from minisd.samplers import ddim, k_lms, lms_weights
+from minisd.samplers import FACTS, SAMPLERS, ddim, k_lms, lms_weights
 from minisd.schedule import SCHEDULES
 
-grids = st.builds(
-    lambda name, steps, drop: SCHEDULES[name](steps)[drop % steps :],
+late_schedules = st.builds(
+    lambda name, steps, start: SCHEDULES[name](steps)[start % steps :],
     st.sampled_from(["model", "karras", "ddim"]),
     st.integers(1, 150),
     st.integers(0, 149),
@@ -20,7 +22,7 @@ X = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 4, 3, 3)))  # 
 
 
 def smooth(x, sigma):
-    """Some network, of no meaning but that it answers to both of its inputs."""
+    """A stand-in network that depends on both of its inputs."""
     return torch.tanh(x / (sigma**2 + 1) ** 0.5) + 0.1 * torch.cos(x) * sigma
 
 
@@ -29,35 +31,35 @@ def last(steps):
     return step.x_next
 
 
-@given(grids)
+@given(late_schedules)
 def test_ddim_is_euler_in_sigma(sigmas):
     x = X * sigmas[0]
-    wanted = x
-    for sigma, sigma_next in zip(sigmas, sigmas[1:]):
-        wanted = wanted + (sigma_next - sigma) * smooth(wanted, sigma)
-    assert last(ddim(smooth, x, sigmas)).sub(wanted).abs().max() <= 1e-12 * sigmas[0]
+    expected = x
+    for sigma, sigma_next in pairwise(sigmas):
+        expected = expected + (sigma_next - sigma) * smooth(expected, sigma)
+    assert last(ddim(smooth, x, sigmas)).sub(expected).abs().max() <= 1e-12 * sigmas[0]
 
 
 @settings(deadline=None)
-@given(grids, st.sampled_from([0.0, 0.3, 1.0]))
-def test_ddim_is_compvis_formula(sigmas, eta):
-    """CompVis ldm/models/diffusion/ddim.py p_sample_ddim, in its own scaled variable."""
+@given(late_schedules, st.sampled_from([0.0, 0.3, 1.0]))
+def test_ddim_equals_the_formula_of_compvis(sigmas, eta):
+    """CompVis: ldm/models/diffusion/ddim.py, p_sample_ddim, in its scaled variable."""
     x = X * sigmas[0]
-    a = [1 / (sigma**2 + 1) for sigma in sigmas]
-    y, rng = x * a[0] ** 0.5, torch.Generator().manual_seed(3)
-    for a_t, a_prev, sigma in zip(a, a[1:], sigmas):
+    abar = [1 / (sigma**2 + 1) for sigma in sigmas]
+    y, rng = x * abar[0] ** 0.5, torch.Generator().manual_seed(3)
+    for a_t, a_prev, sigma in zip(abar, abar[1:], sigmas):
         e_t = smooth(y / a_t**0.5, sigma)
         sigma_t = eta * ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)) ** 0.5
         pred_x0 = (y - (1 - a_t) ** 0.5 * e_t) / a_t**0.5
         noise = torch.randn(y.shape, generator=rng).double() if eta else 0
         y = a_prev**0.5 * pred_x0 + max(0, 1 - a_prev - sigma_t**2) ** 0.5 * e_t + sigma_t * noise
-    got = last(ddim(smooth, x, sigmas, eta=eta, generator=torch.Generator().manual_seed(3)))
-    # float64: 1 - a loses digits near a = 1 in the scaled variable, not in sigma
-    assert (got * a[-1] ** 0.5 - y).abs().max() <= 1e-12 * max(1, sigmas[0])
+    result = last(ddim(smooth, x, sigmas, eta=eta, generator=torch.Generator().manual_seed(3)))
+    # float64: near abar = 1 the scaled variable loses digits in 1 - abar; sigma does not.
+    assert (result * abar[-1] ** 0.5 - y).abs().max() <= 1e-12 * max(1, sigmas[0])
 
 
-@given(grids, st.integers(1, 4), st.integers(0, 149))
-def test_lms_weights(sigmas, order, i):
+@given(late_schedules, st.integers(1, 4), st.integers(0, 149))
+def test_lms_weights_integrate_lagrange_polynomials(sigmas, order, i):
     i %= len(sigmas) - 1
     order = min(order, i + 1)
     weights = lms_weights(sigmas, i, order)
@@ -75,19 +77,19 @@ def test_lms_weights(sigmas, order, i):
             )
 
         exact, _ = quad(lagrange, sigmas[i], sigmas[i + 1], epsabs=0, epsrel=1e-13)
-        largest = max(abs(w) for w in weights)  # rounding is of the largest weight's size
+        largest = max(abs(w) for w in weights)  # its size decides the rounding
         assert weight == pytest.approx(exact, abs=1e-12 * max(largest, h))
 
 
-def test_lms_weights_published():
-    """k-diffusion's, for Karras's 10 steps entered at strength 0.7 and the model's at 0.4."""
+def test_published_lms_weights():
+    """k-diffusion's, for 10 steps: Karras's schedule at strength 0.7, the model's at 0.4."""
     sigmas = SCHEDULES["karras"](10)[3:]
     assert lms_weights(sigmas, 1, 2) == pytest.approx([-1.081190, 0.245845], abs=2e-6)
-    wanted = [-0.358180, 0.145042, -0.035594, 0.003213]
-    assert lms_weights(sigmas, 3, 4) == pytest.approx(wanted, abs=2e-6)
+    expected = [-0.358180, 0.145042, -0.035594, 0.003213]
+    assert lms_weights(sigmas, 3, 4) == pytest.approx(expected, abs=2e-6)
     sigmas = SCHEDULES["model"](10)[6:]
-    wanted = [-0.756813, 0.577842, -0.160520]
-    assert lms_weights(sigmas, 2, 3) == pytest.approx(wanted, abs=2e-6)
+    expected = [-0.756813, 0.577842, -0.160520]
+    assert lms_weights(sigmas, 2, 3) == pytest.approx(expected, abs=2e-6)
 
 
 def gaussian_eps(mean, std):
@@ -101,13 +103,13 @@ def gaussian_exact(x, sigma, sigma_next, mean, std):
     return mean + (x - mean) * ((std**2 + sigma_next**2) / (std**2 + sigma**2)) ** 0.5
 
 
-@pytest.mark.parametrize("grid", ["model", "karras"])
+@pytest.mark.parametrize("schedule", ["model", "karras"])
 @pytest.mark.parametrize("start", [0, 0.3])
-def test_lms_is_exact_on_gaussian_data(grid, start):
-    """On data N(0.3, 0.5) the whole way has a closed form. Order 4 comes within 1e-4 of it in 400
-    steps, from the start or from the middle (its first steps are of lower order); Euler, at 2e-3 at
-    best, shows that the tolerance means something."""
-    sigmas = SCHEDULES[grid](400)[int(400 * start) :]
+def test_lms_is_exact_on_gaussian_data(schedule, start):
+    """On data N(0.3, 0.5) the solution has a closed form. Order 4 comes within 1e-4 of it in 400
+    steps, from the start or from the middle, where its first steps have lower order. Euler's error
+    is at least 2e-3, so the tolerance is a real test."""
+    sigmas = SCHEDULES[schedule](400)[int(400 * start) :]
     x = 0.3 + X * sigmas[0]
     predict_eps = gaussian_eps(0.3, 0.5)
     exact = gaussian_exact(x, sigmas[0], 0.0, 0.3, 0.5)
@@ -117,8 +119,8 @@ def test_lms_is_exact_on_gaussian_data(grid, start):
     assert euler >= 2e-3
 
 
-def test_linear_slopes_are_integrated_exactly():
-    """A slope that is a cubic in sigma alone is LMS's own case: exact from the fourth step on."""
+def test_cubic_slopes_are_integrated_exactly():
+    """A slope that is a cubic in sigma alone is integrated exactly from the fourth step on."""
     sigmas = SCHEDULES["karras"](12)
 
     def cubic(x, sigma):
@@ -134,25 +136,38 @@ def test_linear_slopes_are_integrated_exactly():
 
 
 @pytest.mark.parametrize("sampler", [k_lms, ddim])
-def test_nothing_is_changed_or_kept(sampler):
+def test_samplers_change_no_argument_and_keep_no_state(sampler):
     sigmas, x = SCHEDULES["model"](12), X * 14
     first = [step.x_next.clone() for step in sampler(smooth, x, sigmas)]
-    half = sampler(smooth, x, sigmas)
-    next(half)  # a run that is broken off
+    abandoned = sampler(smooth, x, sigmas)
+    next(abandoned)
     second = [step.x_next for step in sampler(smooth, x, sigmas)]
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(x, X * 14) and sigmas == SCHEDULES["model"](12)
 
 
-def test_step_x0():
+def test_x0_of_a_step():
     step = next(k_lms(smooth, X * 14, SCHEDULES["model"](5)))
     assert torch.equal(step.x0, step.x - step.sigma * step.eps)
 
 
-def test_ddim_needs_a_generator_to_draw():
+def test_wrong_arguments_raise_at_the_first_step():
     with pytest.raises(ValueError, match="generator"):
         next(ddim(smooth, X, [1.0, 0.0], eta=0.5))
     with pytest.raises(ValueError, match="eta"):
         next(ddim(smooth, X, [1.0, 0.0], eta=-1))
-    with pytest.raises(ValueError, match="orders 1 to 4"):
+    with pytest.raises(ValueError, match="must be 1, 2, 3 or 4"):
         next(k_lms(smooth, X, [1.0, 0.0], order=5))
+
+
+@pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.normals])
+def test_a_batch_draws_from_each_pictures_own_generator(name):
+    sigmas, x = SCHEDULES["model"](6), X.repeat(1, 1, 2, 2) * 14
+    batch = last(SAMPLERS[name](smooth, x, sigmas, eta=1.0, generator=generators(5, 6)))
+    for picture, start, generator in zip(batch, x, generators(5, 6), strict=True):
+        single = last(SAMPLERS[name](smooth, start[None], sigmas, eta=1.0, generator=generator))
+        assert torch.equal(picture, single[0])
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

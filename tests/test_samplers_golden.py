@@ -1,8 +1,8 @@
-"""Every sampler against the original implementations' results (tests/golden/README.md, its end).
+"""Every sampler against the results of the original implementations (the end of golden/README.md).
 
-The model is exact: a mixture of two normals, its denoiser written here from the README's formula.
-1e-9: float64 leaves 1e-15 a step, times a gain below 30. The `vp` ones were computed in float32,
-from a float32 abar: 1e-4.
+The model is exact: a mixture of two normals, with its denoiser written here from the README's
+formula. The tolerance is 1e-9: float64 rounds by 1e-15 a step, amplified by a gain below 30. The
+`vp` values were computed in float32 from a float32 abar: 1e-4.
 """
 
 import ast
@@ -17,9 +17,9 @@ from minisd.schedule import SCHEDULES, SIGMAS, start_index
 
 from .conftest import golden
 
-VALUES, FACTS = golden("samplers")
+VALUES, METADATA = golden("samplers")
 CASES = sorted(name for name in VALUES if "k_" in name)
-MIXTURE = ast.literal_eval(FACTS["mixture"])
+MIXTURE = ast.literal_eval(METADATA["mixture"])
 
 
 def predict_eps(x: Tensor, sigma: float) -> Tensor:
@@ -33,53 +33,53 @@ def predict_eps(x: Tensor, sigma: float) -> Tensor:
 
 
 def noise_stream() -> torch.Generator:
-    return torch.Generator().manual_seed(int(FACTS["noise"]))
+    return torch.Generator().manual_seed(int(METADATA["noise"]))
 
 
-def test_every_entry_is_tested():
-    rest = {"karras.sigmas", "karras.x", "model.sigmas", "model.x", "vp.timesteps", "vp.x"}
-    assert set(VALUES) - set(CASES) - rest == {"vp.ddim.eta0", "vp.ddim.eta0.7", "vp.plms"}
+def test_every_golden_value_is_used():
+    inputs = {"karras.sigmas", "karras.x", "model.sigmas", "model.x", "vp.timesteps", "vp.x"}
+    assert set(VALUES) - set(CASES) - inputs == {"vp.ddim.eta0", "vp.ddim.eta0.7", "vp.plms"}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_k_diffusion(case):
-    grid, name, *order = case.split(".")
+def test_samplers_equal_k_diffusion(case):
+    schedule, name, *order = case.split(".")
     options = {"order": int(order[0].removeprefix("order"))} if order else {}
     if name.endswith("_a"):
         options["generator"] = noise_stream()
-    sigmas = SCHEDULES[grid](int(FACTS["n"]))[int(FACTS["start"]) :]
-    theirs = VALUES[f"{grid}.sigmas"].tolist()
-    assert sigmas == pytest.approx(theirs, rel=1e-9)
+    sigmas = SCHEDULES[schedule](int(METADATA["n"]))[int(METADATA["start"]) :]
+    original = VALUES[f"{schedule}.sigmas"].tolist()
+    assert sigmas == pytest.approx(original, rel=1e-9)
 
-    *_, last = SAMPLERS[name](predict_eps, VALUES[f"{grid}.x"], theirs, **options)
+    *_, last = SAMPLERS[name](predict_eps, VALUES[f"{schedule}.x"], original, **options)
     torch.testing.assert_close(last.x_next, VALUES[case], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["ddim.eta0", "ddim.eta0.7", "plms"])
-def test_compvis(case):
-    sigmas = SCHEDULES["ddim"](int(FACTS["vp_steps"]))
+def test_samplers_equal_compvis(case):
+    sigmas = SCHEDULES["ddim"](int(METADATA["vp_steps"]))
     assert sigmas[:-1] == [SIGMAS[t] for t in VALUES["vp.timesteps"].sort(descending=True).values]
     options = {"eta": 0.7, "generator": noise_stream()} if case.endswith("0.7") else {}
     x = VALUES["vp.x"].double() * (sigmas[0] ** 2 + 1) ** 0.5
     *_, last = SAMPLERS[case.split(".")[0]](predict_eps, x, sigmas, **options)
-    got = last.x_next / (sigmas[-1] ** 2 + 1) ** 0.5
-    torch.testing.assert_close(got, VALUES[f"vp.{case}"].double(), rtol=0, atol=1e-4)
+    latent = last.x_next / (sigmas[-1] ** 2 + 1) ** 0.5
+    torch.testing.assert_close(latent, VALUES[f"vp.{case}"].double(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("grid", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_runs_from_anywhere_on_every_grid(name, grid):
+def test_every_sampler_runs_at_any_strength_on_every_schedule(name, schedule):
     for steps, strength in [(1, 1), (2, 0.5), (10, 0.7), (10, 0.1), (10, 0), (50, 1)]:
-        sigmas = SCHEDULES[grid](steps)[start_index(steps, strength) :]
+        sigmas = SCHEDULES[schedule](steps)[start_index(steps, strength) :]
         x = 0.5 + sigmas[0] * torch.randn(1, 4, 8, 8, generator=noise_stream())
         options = {"generator": noise_stream()} if name.endswith("_a") else {}
-        run = list(SAMPLERS[name](predict_eps, x, sigmas, **options))
-        assert [(s.sigma, s.sigma_next) for s in run] == list(pairwise(sigmas))
-        assert all(step.x_next.isfinite().all() and step.x_next.dtype == x.dtype for step in run)
+        done = list(SAMPLERS[name](predict_eps, x, sigmas, **options))
+        assert [(s.sigma, s.sigma_next) for s in done] == list(pairwise(sigmas))
+        assert all(step.x_next.isfinite().all() and step.x_next.dtype == x.dtype for step in done)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name.endswith("_a")])
-def test_noise_must_be_given(name):
+def test_samplers_that_draw_need_a_generator(name):
     x = torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match="pass generator="):
         next(SAMPLERS[name](predict_eps, x, [1.0, 0.5]))
@@ -88,7 +88,7 @@ def test_noise_must_be_given(name):
     assert len(list(SAMPLERS[name](predict_eps, x, [1.0, 0.5, 0.0], eta=0))) == 2
 
 
-def test_exponential_grid():
+def test_exponential_schedule():
     sigmas = SCHEDULES["exponential"](7)
     assert sigmas[0] == pytest.approx(SIGMAS[-1]) and sigmas[-2] == pytest.approx(SIGMAS[0])
     assert sigmas[-1] == 0 and len(sigmas) == 8

@@ -1,27 +1,43 @@
-"""Strips, diffs, sweeps; and what the document's published sheet says of its noise."""
+"""Strips, diffs and sweeps; and the noise levels in the seed document's published sheet."""
 
+import base64
 import csv
+import io
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy.optimize import minimize
 from scipy.stats import norm
 
 import minisd
-from minisd.__main__ import main
+from minisd.cli.main import main
+from minisd.figures.axes import COLOURS, Axis, round_numbers
+from minisd.figures.chart import BOTTOM, TOP, chart
+from minisd.figures.contact_sheet import grid
+from minisd.figures.data_uri import data_uri
+from minisd.figures.diff_sheet import MARGIN, diff_sheet
+from minisd.figures.sheet import CENTRE, END, mosaic, padded
+from minisd.figures.strips import GAP, result_image, strip, strip_sheet
+from minisd.figures.svg import plot
+from minisd.images import to_pil
+from minisd.observe import NoiseMismatch, Trace, load_trace
+from minisd.observe.diff import compare, report
+from minisd.observe.tiles import latent_image
+from minisd.observe.trace import TracedStep
+from minisd.observe.watch import Watcher
+from minisd.recipes import Recipe, prepare
 from minisd.schedule import SCHEDULES
-from minisd.trace.diff import compare, told
-from minisd.trace.sheet import plot, ticks
-from minisd.trace.strips import GAP, strip, strip_sheet
-from minisd.trace.tiles import SD1, latent_image, latent_tile
-from minisd.trace.trace import Seen, Trace, load_trace, save_trace, traced
-from minisd.trace.watch import watching
+from minisd.stable_diffusion import SD1_LATENT_RGB
+from minisd.sweeps.axes import caption, combinations, describe, differing, with_steps_run
+from minisd.sweeps.drawing import draw_together, file_name
+from minisd.sweeps.results import distance
 
 REPO = Path(__file__).parent.parent
 SEED = Path(__file__).parent / "seed"
@@ -29,7 +45,7 @@ FIRE = Image.new("RGB", (64, 64), "white")
 FIRE.paste("red", (20, 20, 44, 50))
 
 
-# ---- the published sheet of the document's txt2img figure --------------------------------------
+# ---- the published sheet of the document's txt2img figure ----------------------------------------
 
 
 def published_frames() -> np.ndarray:
@@ -43,140 +59,218 @@ def published_noise() -> torch.Tensor:
 
 def test_the_first_tile_is_the_noise():
     """Pixel for pixel: the same noise, factors and rounding; sigma 14.6146, as published."""
-    tile = latent_image(14.614641 * published_noise(), SD1)
+    tile = latent_image(14.614641 * published_noise(), SD1_LATENT_RGB)
     assert (np.asarray(tile) == published_frames()[0]).all()
 
 
 def noise_level(frame: np.ndarray, noise: np.ndarray) -> float:
-    """How much of the known noise is in a frame: the slope of its colours on the noise's.
+    """How much of the known noise is in a frame: the slope of its colours on the noise's colours.
 
-    Most pixels are clipped at 0 or 255, so it is a Tobit regression: a clipped one counts with the
-    probability of lying beyond the bound."""
+    Most pixels are clipped at 0 or 255, so this is a Tobit regression: a clipped value counts with
+    the probability of lying beyond the bound."""
     y = (frame.reshape(-1, 3) + 0.5) / 255 * 2 - 1
     low, high = frame.reshape(-1, 3) == 0, frame.reshape(-1, 3) == 255
 
     def cost(p: np.ndarray) -> float:
         mean, spread = p[:3] + np.exp(p[3]) * noise, np.exp(p[4])
         z = (y - mean) / spread
-        seen = norm.logpdf(z) - p[4]
-        return -np.where(low, norm.logcdf(z), np.where(high, norm.logsf(z), seen)).sum()
+        inside = norm.logpdf(z) - p[4]
+        return -np.where(low, norm.logcdf(z), np.where(high, norm.logsf(z), inside)).sum()
 
-    found = minimize(cost, np.array([0, 0, 0, 0.5, -0.5]), method="L-BFGS-B")
-    return float(np.exp(found.x[3]))
+    fit = minimize(cost, np.array([0, 0, 0, 0.5, -0.5]), method="L-BFGS-B")
+    return float(np.exp(fit.x[3]))
 
 
-def test_the_published_noise_levels_are_the_model_grid():
-    """Each tile between the ends, where the two grids agree, is at least three times nearer to the
-    model grid than to Karras's. The first ones are within 2 %; in later ones a little more of the
-    noise is found than was put in, since the network made the picture out of that very noise."""
-    noise = (published_noise()[0].permute(1, 2, 0) @ torch.tensor(SD1)).reshape(-1, 3).numpy()
-    found = np.log([noise_level(frame, noise) for frame in published_frames()[1:9]])
+def test_the_published_noise_levels_are_those_of_the_model_schedule():
+    """Each tile between the ends, where the two schedules agree, is at least three times nearer to
+    the model schedule than to Karras's. The first ones are within 2 %. Later tiles contain a little
+    more of the noise than was added, because the network made the picture from this very noise."""
+    noise = (published_noise()[0].permute(1, 2, 0) @ torch.tensor(SD1_LATENT_RGB)).reshape(-1, 3)
+    levels = np.log([noise_level(frame, noise.numpy()) for frame in published_frames()[1:9]])
     model, karras = (np.log(SCHEDULES[name](10)[1:9]) for name in ("model", "karras"))
-    assert (abs(found - karras) > 3 * abs(found - model)).all()
-    assert (abs(found - model)[:3] < 0.02).all() and (abs(found - model)[:5] < 0.07).all()
+    assert (abs(levels - karras) > 3 * abs(levels - model)).all()
+    assert (abs(levels - model)[:3] < 0.02).all() and (abs(levels - model)[:5] < 0.07).all()
 
 
-# ---- strips ------------------------------------------------------------------------------------
+# ---- strips --------------------------------------------------------------------------------------
+
+
+def traced(sd, **settings):
+    with Trace(sd, settings) as trace:
+        minisd.img2img(sd, "fire", FIRE, **settings, observe=trace)
+    return trace
 
 
 @pytest.fixture(scope="module")
 def trace(emoji):
-    _, trace = traced(
-        minisd.img2img, emoji, "fire", FIRE, steps=10, strength=0.7, guidance=4, seed=1
-    )
-    return trace
+    return traced(emoji, steps=10, strength=0.7, guidance=4, seed=1)
 
 
-def test_a_strip_has_a_tile_a_step_at_its_right_end(trace):
-    image = strip(trace, "x", 48, asked=10)
+def tiles_of(strip_image: Image.Image, n: int) -> list[Image.Image]:
+    """The last n tiles of a strip of 48-pixel tiles."""
+    lefts = [strip_image.width - (n - i) * (48 + GAP) + GAP for i in range(n)]
+    return [strip_image.crop((left, 0, left + 48, 48)) for left in lefts]
+
+
+def test_a_strip_has_a_tile_for_each_step_at_its_right_end(trace):
+    image = strip(trace, "x", 48)
     assert image.size == (10 * 48 + 9 * GAP, 48)
-    for i in range(7):
-        left = (3 + i) * (48 + GAP)
-        tile = image.crop((left, 0, left + 48, 48))
-        assert tile.tobytes() == latent_tile(trace, trace.x[i], 48).tobytes()
+    for tile, x in zip(tiles_of(image, 7), trace.x, strict=True):
+        assert tile.tobytes() == trace.tile(x, 48).tobytes()
     blank = np.asarray(image)[:, : 3 * (48 + GAP) - GAP]
-    assert (blank[:5] == 255).all() and (blank < 200).any()  # white, but for what is written there
+    assert (blank[:5] == 255).all() and (blank < 200).any()  # white, but for the text in the middle
 
 
-@pytest.mark.parametrize("what", ["x", "seen", "x0", "eps", "decode"])
-def test_every_row(trace, emoji, what):
-    assert strip(trace, what, 48, 10, emoji).size == strip(trace, "x", 48, 10).size
+@pytest.mark.parametrize("name", ["seen", "x0", "eps", "decode"])
+def test_every_row_shows_its_tensor(trace, emoji, name):
+    expected = {
+        "seen": lambda step: trace.tile(step.x / (step.sigma**2 + 1) ** 0.5, 48),
+        "x0": lambda step: trace.tile(step.x - step.sigma * step.eps, 48),
+        "eps": lambda step: trace.tile(step.eps, 48, bias=False),
+        "decode": lambda step: to_pil(emoji.vae.decode(step.x0)).resize(
+            (48, 48), Image.Resampling.LANCZOS
+        ),
+    }
+    image = strip(trace, name, 48, emoji)
+    assert image.size == strip(trace, "x", 48).size
+    for tile, step in zip(tiles_of(image, 7), trace.steps, strict=True):
+        assert tile.tobytes() == expected[name](step).tobytes()
 
 
-def test_a_strip_of_no_steps(emoji):
-    _, trace = traced(minisd.img2img, emoji, "fire", FIRE, steps=5, strength=0, seed=1)
-    assert strip(trace, "x", 48, asked=5).width == 5 * (48 + GAP) - GAP
-    strip_sheet([trace], ["strength 0"], ["x", "decode"], 48, emoji)
+def test_zero_is_grey_in_the_row_of_eps(trace):
+    zero = torch.zeros(1, 4, 16, 16)
+    assert trace.tile(zero, 48, bias=False).getpixel((0, 0)) == (127, 127, 127)
+    assert trace.tile(zero, 48).getpixel((0, 0)) != (127, 127, 127)
 
 
-def test_seen_is_what_the_network_was_given(emoji):
-    given, trace = [], Trace()
-    with watching(emoji.unet, lambda x_in, *_: given.append(x_in[:1])):
+def test_a_strip_without_steps(emoji):
+    trace = traced(emoji, steps=5, strength=0, seed=1)
+    image = strip(trace, "x", 48)
+    assert image.width == 5 * (48 + GAP) - GAP
+    assert (np.asarray(image)[:5] == 255).all() and (np.asarray(image) < 200).any()
+    sheet = strip_sheet([trace], ["strength 0"], ["x", "decode"], 48, emoji)
+    result = result_image(trace, 144)
+    assert sheet.crop(box_of(sheet, result)).tobytes() == result.tobytes()
+
+
+def box_of(sheet: Image.Image, part: Image.Image) -> tuple[int, int, int, int]:
+    """Where a picture is on a sheet. Fails if it is not there."""
+    a, b = np.asarray(sheet, int), np.asarray(part, int)
+    for top, left in np.argwhere((a == b[0, 0]).all(axis=-1)):
+        if np.array_equal(a[top : top + part.height, left : left + part.width], b):
+            return (left, top, left + part.width, top + part.height)
+    raise AssertionError("the picture is not on the sheet")
+
+
+def test_the_sheet_has_each_runs_strips_and_result(trace, emoji):
+    """Runs of a few steps stand in columns; of many steps, below each other."""
+    other = traced(emoji, steps=10, strength=0.3, guidance=1, seed=1)
+    sheet = strip_sheet([trace, other], ["0.7", "0.3"], ["x", "x0"], 48)
+    lefts, tops = [], []
+    for run in (trace, other):
+        boxes = [box_of(sheet, strip(run, name, 48)) for name in ("x", "x0")]
+        boxes.append(box_of(sheet, result_image(run, 144)))
+        assert boxes[0][0] == boxes[1][0] == boxes[2][0] and boxes[0][1] < boxes[1][1] < boxes[2][1]
+        lefts.append(boxes[0][0])
+        tops.append(boxes[0][1])
+    assert lefts[0] < lefts[1] and tops[0] == tops[1]
+
+    stacked = strip_sheet([trace, other], ["0.7", "0.3"], ["x"], 96)
+    boxes = [box_of(stacked, strip(run, "x", 96, blank=3)) for run in (trace, other)]
+    assert boxes[0][2] == boxes[1][2] and boxes[0][3] < boxes[1][1]  # right ends aligned
+
+
+def test_seen_is_what_the_network_was_passed(emoji):
+    class Inputs(Watcher):
+        def see_call(self, x_in, t, context, eps):
+            inputs.append(x_in[:1])
+
+    inputs, trace = [], Trace()
+    with Inputs(emoji):
         minisd.img2img(emoji, "fire", FIRE, steps=4, seed=1, observe=trace)
-    assert all(torch.equal(a, step.x_in) for a, step in zip(given, trace.steps, strict=True))
+    assert len(inputs) == 3
+    assert all(torch.equal(a, step.x_in) for a, step in zip(inputs, trace.steps, strict=True))
 
 
-# ---- where two runs part -----------------------------------------------------------------------
+def test_a_trace_of_x_alone_has_one_row(trace):
+    bare = made_up([4.0, 2.0], eps=False)
+    assert strip(bare, "x", 48).width == 2 * 48 + GAP
+    with pytest.raises(ValueError, match="the trace has no x0"):
+        strip(bare, "x0", 48)
+    with pytest.raises(ValueError, match="decode needs the model"):
+        strip(trace, "decode", 48)
+
+
+# ---- where two runs separate ---------------------------------------------------------------------
 
 
 def made_up(sigmas, offset=lambda sigma: 0.0, eps=True):
-    """A trace whose x is a straight line in sigma, and so is interpolated without an error."""
+    """A trace whose x is a straight line in sigma, so that interpolation is exact."""
     noise = torch.ones(1, 4, 8, 8)
-    xs = [sigma * noise + offset(sigma) for sigma in sigmas]
-    steps = [
-        Seen(i, sigma, after, x, noise if eps else None)
-        for i, (sigma, after, x) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], xs))
-    ]
-    return Trace(steps=steps, n_steps=len(steps), latent=0 * noise + offset(0))
+    trace = Trace()
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], strict=True)):
+        x = sigma * noise + offset(sigma)
+        trace.steps.append(TracedStep(i, sigma, sigma_next, x, noise if eps else None))
+    trace.n_steps, trace.latent = len(sigmas), 0 * noise + offset(0)
+    return trace
 
 
-def test_a_run_does_not_part_from_itself(trace):
+def test_a_run_does_not_separate_from_itself(trace):
     growth = compare(trace, trace)
     assert growth.sigma == pytest.approx(trace.sigma)
     assert set(growth.x) == set(growth.x0) == {0.0}
-    assert (growth.end, growth.pixels, growth.parted) == (0, 0, None)
+    assert (growth.latent, growth.pixels, growth.split) == (0, 0, None)
+    assert "they do not separate" in report(growth, trace, trace, ("A", "B"))
 
 
-def test_other_grids_of_one_line_are_one():
+def test_two_schedules_on_one_line_are_not_apart():
     growth = compare(made_up([8.0, 4, 2, 1]), made_up([6.0, 3, 1.5, 0.5]))
-    assert growth.sigma == [6, 4, 3, 2, 1.5, 1]  # of both, where both are
+    assert growth.sigma == [6, 4, 3, 2, 1.5, 1]  # of both, in the range that both cover
     assert growth.x == pytest.approx([0] * 6, abs=1e-6)
 
 
-def test_where_they_part():
+def test_where_they_separate():
     """B leaves A's line by 2 - sigma below sigma 2: more than 0.1 at 1.5, and from there on."""
     sigmas = [8.0, 4, 2, 1.5, 1, 0.5]
     a = made_up(sigmas)
     b = made_up(sigmas, lambda sigma: max(0.0, 2 - sigma))
     growth = compare(a, b)
     assert growth.x == pytest.approx([0, 0, 0, 0.5, 1, 1.5])
-    assert growth.parted_at == 1.5 and growth.end == pytest.approx(2)
-    assert "1.5000        4        4" in told(growth, a, b, ("A", "B"))
+    assert growth.split_sigma == 1.5 and growth.latent == pytest.approx(2)
+    lines = report(growth, a, b, ("A", "B")).splitlines()
+    marked = [line for line in lines if "separate from here" in line]
+    assert len(marked) == 1 and marked[0].split()[:4] == ["1.5000", "4", "4", "0.5000"]
+    assert lines[-1].startswith("they separate at sigma 1.500, step 4 of A and 4 of B")
 
 
-def test_back_together_is_not_parted():
+def test_runs_that_meet_again_do_not_separate():
     sigmas = [8.0, 4, 2, 1]
-    growth = compare(made_up(sigmas), made_up(sigmas, lambda sigma: 0.5 * (sigma > 3)))
-    assert growth.parted is None
+    offset = {8.0: 0.5, 4.0: 0.5, 2.0: 0.0, 1.0: 0.0, 0: 0.0}
+    growth = compare(made_up(sigmas), made_up(sigmas, offset.__getitem__))
+    assert growth.x == pytest.approx([0.5, 0.5, 0, 0]) and growth.split is None
+
+
+def test_the_threshold_is_a_distance_of_x():
+    """x is 0.3 apart everywhere; x0 too, and above a threshold of 0.3 they do not separate."""
+    a, b = made_up([4.0, 2]), made_up([4.0, 2], lambda _: 0.3)
+    assert compare(a, b, threshold=0.29).split == 0
+    assert compare(a, b, threshold=0.31).split is None
 
 
 def test_two_seeds_are_two_noises_apart(emoji):
     """At the insertion by sigma * sqrt(2): 3 % is what 1024 normals allow (1 / sqrt(2 * 1024))."""
-    traces = [
-        traced(minisd.img2img, emoji, "fire", FIRE, steps=5, strength=0.6, seed=seed)[1]
-        for seed in (1, 2)
-    ]
+    traces = [traced(emoji, steps=5, strength=0.6, seed=seed) for seed in (1, 2)]
     growth = compare(*traces)
-    assert growth.parted == 0
+    assert growth.split == 0
     assert growth.x[0] == pytest.approx(2**0.5 * traces[0].sigma[0], rel=0.07)
 
 
 def test_without_eps_x_is_compared():
     growth = compare(made_up([4.0, 2], eps=False), made_up([4.0, 2], lambda _: 1.0, eps=False))
-    assert growth.x0 == [] and growth.parted == 0
+    assert growth.x0 == [] and growth.split == 0
 
 
-def test_what_cannot_be_compared(trace):
+def test_traces_that_cannot_be_compared(trace):
     with pytest.raises(ValueError, match="no step"):
         compare(trace, Trace())
     with pytest.raises(ValueError, match="different sizes"):
@@ -185,29 +279,130 @@ def test_what_cannot_be_compared(trace):
         compare(made_up([8.0, 4]), made_up([2.0, 1]))
 
 
-# ---- sheets ------------------------------------------------------------------------------------
+def test_the_curve_is_in_line_with_the_tiles(trace, emoji):
+    """The chart's point for A's step i is below the middle of A's tile i."""
+    other = traced(emoji, steps=10, strength=0.7, guidance=4, seed=2)
+    growth = compare(trace, other)
+    sheet = diff_sheet(growth, trace, other, ("one", "two"), ["x"], 48)
+    boxes = [box_of(sheet, trace.tile(x, 48)) for x in trace.x]
+    assert boxes[0][0] == 10 + MARGIN
+    pixels = np.asarray(sheet, int)[boxes[0][3] + 60 :]
+    blue = (abs(pixels - ImageColor.getrgb(COLOURS[0])) < 8).all(axis=-1).any(axis=0)
+    assert all(blue[(left + right) // 2] for left, _, right, _ in boxes)
+    assert np.argwhere(blue)[-1] <= boxes[-1][2]
+
+
+# ---- sheets and plots ----------------------------------------------------------------------------
+
+
+def test_a_mosaic_puts_pictures_in_cells():
+    red, blue = Image.new("RGB", (4, 2), "red"), Image.new("RGB", (2, 6), "blue")
+    image = mosaic([[red, blue], [blue]], gap=1, margin=3, x=END, y=CENTRE)
+    assert image.size == (3 + 4 + 1 + 2 + 3, 3 + 6 + 1 + 6 + 3)
+    pixels = np.asarray(image)
+    assert (pixels[5:7, 3:7] == (255, 0, 0)).all() and (pixels[3:5, 3:7] == 255).all()
+    assert (pixels[3:9, 8:10] == (0, 0, 255)).all() and (pixels[10:16, 5:7] == (0, 0, 255)).all()
+    assert padded(red, 2, 1) is red
+
+
+def test_the_grid_is_as_square_as_possible():
+    images = [Image.new("RGB", (8, 4), (i, 0, 0)) for i in range(5)]
+    image = grid(images)
+    assert image.size == (2 * 8, 3 * 4)
+    assert [image.getpixel((8 * (i % 2), 4 * (i // 2)))[0] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert image.getpixel((15, 11)) == (0, 0, 0)
+    assert grid(images[:1]).size == (8, 4)
+
+
+def test_data_uri_keeps_every_pixel_if_exact():
+    noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
+    head, _, data = data_uri(noise, exact=True).partition(",")
+    assert head in ("data:image/webp;base64", "data:image/png;base64")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.convert("RGB").tobytes() == noise.tobytes()
 
 
 @pytest.mark.parametrize("highest", [1e-5, 0.03, 0.1, 0.7, 1, 1.44, 9, 10, 63, 255, 1000])
 def test_ticks(highest):
-    found = ticks(highest)
-    assert found[0] == 0 and found[-1] >= highest * (1 - 1e-6) and 3 <= len(found) <= 8
+    ticks = round_numbers(0, highest, beyond=True)
+    assert ticks[0] == 0 and ticks[-1] >= highest * (1 - 1e-6) and 3 <= len(ticks) <= 8
+    assert ticks[-2] < highest
+    within = round_numbers(-highest / 3, highest)
+    assert -highest / 3 <= within[0] <= 0 and highest * (1 + 1e-6) >= within[-1] and 0 in within
 
 
-def test_plot_puts_a_point_where_it_belongs():
+def test_a_logarithmic_axis():
+    axis = Axis(0.01, 100, log=True)
+    assert axis.ticks() == pytest.approx([0.01, 0.1, 1, 10, 100])
+    assert [axis.share(value) for value in (0.01, 1, 100)] == pytest.approx([0, 0.5, 1])
+    assert Axis(1, 30, log=True).ticks() == [1, 2, 5, 10, 20]
+
+
+def test_a_chart_puts_a_point_where_it_belongs():
     """One point in the middle of the plane, in the first colour."""
-    image = plot([("", [0.0, 1, 2], [0.0, 0.5, 1])], size=(300, 200), x_range=(0, 2))
+    image = chart([("", [0.0, 1, 2], [0.0, 0.5, 1])], size=(300, 200), x_range=(0, 2))
     across = (56 + 300 - 16) // 2
-    assert image.getpixel((across, (30 + 200 - 44) // 2)) == (31, 97, 180)
+    assert image.getpixel((across, (TOP + 200 - BOTTOM) // 2)) == (31, 97, 180)
 
 
-# ---- the commands ------------------------------------------------------------------------------
+def test_both_plotters_use_the_same_ticks_and_colours():
+    svg = plot("", {"a": [(0.0, 0.0), (1.0, 0.9)], "b": [(0.0, 0.4), (1.0, 0.5)]}, "x", "y")
+    texts = re.findall(r'text-anchor="(?:middle|end)">([\d.]+)</text>', svg)
+    assert texts[:6] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert texts[6:] == [f"{tick:g}" for tick in round_numbers(0, 0.9)]
+    assert [c for c in COLOURS if f'stroke="{c}"' in svg] == list(COLOURS[:2])
+
+
+# ---- many recipes --------------------------------------------------------------------------------
+
+
+def test_combinations():
+    base = Recipe("fire", image="in.png", seed=1)
+    lists = {"strength": [0.5, 1.0], "steps": [4, 2, 4], "sampler": ["ddim"]}
+    recipes = combinations(base, lists)
+    values = [(r.strength, r.steps, r.sampler, r.seed) for r in recipes]
+    assert values == [(f, s, "ddim", 1) for f in (0.5, 1.0) for s in (4, 2)]
+    assert differing(recipes) == ["strength", "steps"]
+    assert describe(recipes[0], ["strength", "steps", "sampler"]) == "strength 0.5, 4 steps, ddim"
+    assert caption(recipes) == '"fire", ddim, seed 1, guidance 7.5'
+    running = with_steps_run(recipes, 3)
+    assert [(r.strength, r.steps) for r in running] == [(0.5, 6), (1.0, 3)]
+
+    drawn = combinations(Recipe("fire"), {"strength": [0.5, 1.0], "steps": [2, 3]})
+    assert len(drawn) == 2 and len({recipe.seed for recipe in drawn}) == 1
+    assert isinstance(drawn[0].seed, int) and with_steps_run(drawn, 9) == drawn
+    with pytest.raises(ValueError, match="strength"):
+        combinations(base, {"strength": [2.0]})
+
+
+def test_file_names_of_samplers_in_files():
+    recipe = Recipe("fire", sampler="../my samplers/rk3.py:rk3", steps=5, seed=1)
+    assert file_name(recipe) == "s5-my-samplers-rk3.py-rk3-S1.png"
+    recipe = Recipe("fire", image="in.png", strength=0.3, seed=1)
+    assert file_name(recipe) == "f0.3-s50-k_lms-S1.png"
+
+
+def test_each_run_of_a_batch_has_a_ledger(emoji):
+    """One wrong run among right ones is refused: its first level is above the network's highest."""
+    recipe = Recipe("fire", steps=2, seed=1, guidance=1)
+    job = prepare(recipe, emoji, FIRE)
+    wrong = replace(job, recipe=replace(recipe, strength=1, schedule=lambda _: [20.0, 0.0]))
+    with pytest.raises(NoiseMismatch, match=r"noise added has sigma 20\.0.*expects 14\.61"):
+        draw_together([job, wrong])
+    with pytest.warns(UserWarning, match="THE NOISE IS WRONG"):
+        results = draw_together([job, wrong], refuse=False)
+    assert len(results) == 2
+    # In a batch sums are rounded differently: 1e-3 is far below what 8 bits show.
+    assert torch.allclose(results[0].latent, job.draw().latent, atol=1e-3)
+
+
+# ---- the commands --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, emoji):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minisd.checkpoint.load", lambda *_, **__: emoji)
+    monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
     FIRE.save("in.png")
     return tmp_path
 
@@ -218,15 +413,52 @@ def run(line: str, status: int = 0) -> None:
 
 def test_strip_and_diff(folder, capsys):
     run("strip fire -I in.png -s 4,5 -f 0.7,0.4 -C 4 -S 1 --rows x,x0,decode --traces t --to a.png")
-    assert Image.open("a.png").width > 500
     names = sorted(path.name for path in (folder / "t").iterdir())
-    assert names[0] == "s4-f0.4-k_lms-S1.safetensors" and len(names) == 4
-    kept = load_trace(folder / "t" / names[0])
-    assert kept.settings["prompt"] == "fire" and kept.n_steps == 1
+    assert names == [f"s{s}-f{f}-k_lms-S1.safetensors" for s in (4, 5) for f in (0.4, 0.7)]
+    traces = {name: load_trace(folder / "t" / name) for name in names}
+    first = traces[names[0]]
+    assert first.settings["prompt"] == "fire" and first.n_steps == 1
+    assert (first.settings["steps"], first.settings["strength"]) == (4, 0.4)
+    assert first.settings["sampler"] == "k_lms" and first.settings["image"] == "in.png"
+    sheet = Image.open("a.png").convert("RGB")
+    for trace in traces.values():
+        for row in ("x", "x0"):
+            assert box_of(sheet, strip(trace, row, 48))
+        assert box_of(sheet, result_image(trace, 144))
+
+    capsys.readouterr()
     run("diff t/s4-f0.7-k_lms-S1.safetensors t/s5-f0.7-k_lms-S1.safetensors --to d.png")
     out = capsys.readouterr().out
     assert "A: steps 4, 2 steps from" in out and "the final latents are" in out
-    assert Image.open("d.png").height > 200
+    sheet = Image.open("d.png").convert("RGB")
+    for name in ("s4-f0.7", "s5-f0.7"):
+        trace = traces[f"{name}-k_lms-S1.safetensors"]
+        assert box_of(sheet, strip(trace, "x0", 48, blank=0))
+        assert box_of(sheet, result_image(trace, 48))
+
+
+def test_a_sampler_in_a_file(folder, capsys):
+    """-A, --schedule and -C take FILE.py:FUNCTION; the file's name is safe in names of files."""
+    (folder / "mine.py").write_text(
+        "from minisd.samplers import k_euler\n"
+        "def steps(predict_eps, x, sigmas):\n    yield from k_euler(predict_eps, x, sigmas)\n"
+        "def even(steps):\n    return [2 * (steps - i) / steps for i in range(steps + 1)]\n"
+        "def rule(eps_uncond, eps_cond, x, sigma):\n    return eps_cond\n"
+    )
+    own = "-A k_euler,mine.py:steps --schedule mine.py:even -C mine.py:rule"
+    run(f"strip fire -s 2 -S 1 {own} --traces t --to a.png")
+    own_run, plain = (
+        load_trace("t/s2-mine.py-steps-S1.safetensors"),
+        load_trace("t/s2-k_euler-S1.safetensors"),
+    )
+    assert own_run.sigma == [2, 1] and own_run.settings["guidance"] == "mine.py:rule"
+    assert torch.equal(own_run.latent, plain.latent)
+    run(f"sweep fire -s 2 -S 1 {own} --to out")
+    names = {path.name for path in (folder / "out").glob("s2*.png")}
+    assert names == {"s2-k_euler-S1.png", "s2-mine.py-steps-S1.png"}
+    run("explain -s 3 -f 1 -A mine.py:steps --schedule mine.py:even")
+    out = capsys.readouterr().out
+    assert "3 steps at strength 1, mine.py:steps on the mine.py:even schedule" in out
 
 
 def test_strip_writes_a_new_file_each_time(folder):
@@ -236,23 +468,42 @@ def test_strip_writes_a_new_file_each_time(folder):
     assert names == ["000001.1.strip.png", "000002.1.strip.png"]
 
 
-def test_mistakes(folder, capsys):
-    run("strip fire --rows y", status=2)
-    run("strip fire -A k_lsm", status=2)
-    run("diff in.png in.png", status=2)
-    run("sweep fire -n 3", status=2)
-    run("sweep fire --batch 0", status=2)
-    assert "k_lsm" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("strip fire --rows y", "--rows y: choose from x, seen, x0, eps, decode"),
+        ("strip fire -A k_lsm", "no sampler named 'k_lsm'"),
+        ("strip fire -A k_lms,mine.py:mine", "there is no file mine.py"),
+        ("strip fire --tile 0", "--tile must be 1 or more"),
+        ("strip fire --to sheet", "--to sheet: name a picture"),
+        ("strip fire -I missing.png", "there is no file missing.png"),
+        ("diff in.png in.png", "in.png cannot be read as a trace"),
+        ("diff a.safetensors in.png", "there is no file a.safetensors"),
+        ("diff in.png in.png --rows decode", "--rows decode: choose from x, seen, x0, eps"),
+        ("sweep fire --batch 0", "--batch must be 1 or more"),
+        ("sweep fire -A k_lms,k_lsm", "no sampler named 'k_lsm'"),
+    ],
+)
+def test_mistakes(folder, capsys, line, message):
+    run(line, status=2)
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["in.png"]
+
+
+def test_a_sweep_draws_one_picture_for_each_seed(folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split("sweep fire -n 3"))
+    assert end.value.code == 2 and "-n 3" in capsys.readouterr().err
 
 
 def test_sweep(folder, emoji):
     run("sweep fire -I in.png -f 0,0.5,1 -s 2,4 -S 1,2 -C 1 --to out")
-    pictures = {path.name: path for path in (folder / "out").glob("f*.png")}
-    assert len(pictures) == 12
+    paths = {path.name: path for path in (folder / "out").glob("f*.png")}
+    assert len(paths) == 12
     alone = minisd.img2img(emoji, "fire", FIRE, strength=0.5, steps=4, guidance=1, seed=2).image
-    there = Image.open(pictures["f0.5-s4-k_lms-S2.png"])
-    # In a batch sums are rounded otherwise: a level or two of 255.
-    assert np.abs(np.asarray(alone, int) - np.asarray(there, int)).max() <= 2
+    half = Image.open(paths["f0.5-s4-k_lms-S2.png"])
+    # In a batch sums are rounded differently: a level or two of 255.
+    assert np.abs(np.asarray(alone, int) - np.asarray(half, int)).max() <= 2
 
     with open(folder / "out/distances.csv", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
@@ -263,45 +514,77 @@ def test_sweep(folder, emoji):
         a, b = (np.asarray(image.convert("RGB"), float) for image in (a, b))
         return np.sqrt(((a - b) ** 2).mean())
 
-    here = Image.open(pictures["f1-s4-k_lms-S2.png"])
-    assert float(row["to_init"]) == pytest.approx(apart(here, FIRE), abs=1e-3)
-    assert float(row["to_previous_strength"]) == pytest.approx(apart(here, there), abs=1e-3)
+    full = Image.open(paths["f1-s4-k_lms-S2.png"])
+    assert float(row["to_init"]) == pytest.approx(apart(full, FIRE), abs=1e-3)
+    assert float(row["to_previous_strength"]) == pytest.approx(apart(full, half), abs=1e-3)
+    assert distance(full, half) == pytest.approx(apart(full, half))
     assert rows["f0-s2-k_lms-S1.png"]["to_previous_steps"] == ""
     assert rows["f0-s4-k_lms-S2.png"]["to_previous_seed"] == "0.000"  # strength 0: no noise
-    assert Image.open(folder / "out/sheet.png").width > 3 * 96
+
+    sheet = Image.open(folder / "out/sheet.png").convert("RGB")
+    boxes = {}
+    for name in ("f0-s2-k_lms-S1", "f0.5-s2-k_lms-S1", "f1-s2-k_lms-S1", "f1-s4-k_lms-S2"):
+        picture = Image.open(paths[f"{name}.png"]).resize((96, 96), Image.Resampling.LANCZOS)
+        boxes[name] = box_of(sheet, picture)
+    lefts = [boxes[f"{f}-s2-k_lms-S1"][0] for f in ("f0", "f0.5", "f1")]
+    assert lefts == sorted(set(lefts)) and boxes["f1-s4-k_lms-S2"][0] == lefts[2]  # a column each
+    assert box_of(sheet, FIRE.resize((96, 96), Image.Resampling.LANCZOS))[0] < lefts[0]
 
 
-def test_a_sweep_goes_on_after_an_interruption(folder, monkeypatch, emoji, capsys):
+def test_a_sweep_continues_after_an_interruption(folder, monkeypatch, emoji, capsys):
     line = "sweep fire -I in.png -f 0.5,1 -s 2,3 -C 1 --batch 1 --to out"  # a seed is drawn
     calls = []
     count = emoji.unet.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr("minisd.trace.sweep.os.replace", interrupted := Interrupted(after=2))
-    run(line, status=130)
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("minisd.checkpoint.load", lambda *_, **__: emoji)
+    interrupted = Interrupted(after=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("minisd.sweeps.drawing.os.replace", interrupted)
+        run(line, status=130)
     assert interrupted.calls == 3 and len(list((folder / "out").glob("f*.png"))) == 2
+    assert not list((folder / "out").glob(".*"))  # no half-written files are left
     calls.clear()
     run(line)
     count.remove()
-    # Longest first: the two of strength 1 are there, the others run floor(3 / 2) and 2 / 2 steps.
+    # Longest first: the two of strength 1 are drawn, the others run floor(3 / 2) and 2 / 2 steps.
     assert len(calls) == 2
-    assert "2 of 4 pictures are there already" in capsys.readouterr().out
+    assert "2 of 4 pictures are already in out" in capsys.readouterr().out
     run("sweep water -I in.png -f 0.5,1 -s 2,3 -C 1 --to out", status=2)
     assert "another prompt" in capsys.readouterr().err
+    run("sweep fire -I in.png -f 1 -s 2,4 -C 1 --to out")  # other values on the axes are welcome
+    assert len(list((folder / "out").glob("f*.png"))) == 5
 
 
 class Interrupted:
-    """os.replace, until somebody presses Ctrl-C."""
+    """os.replace; Ctrl-C is pressed after some pictures."""
 
     def __init__(self, after):
         self.after, self.calls = after, 0
 
     def __call__(self, a, b):
-        self.calls += 1
-        if self.calls > self.after:
-            raise KeyboardInterrupt
+        if str(b).endswith(".png"):
+            self.calls += 1
+            if self.calls > self.after:
+                raise KeyboardInterrupt
         shutil.move(a, b)
+
+
+@pytest.mark.parametrize("name", ["s2-k_lms-S1.png", "sheet.png", "distances.csv", "sweep.json"])
+def test_a_sweep_does_not_replace_files_of_others(folder, capsys, name):
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("mine")
+    run("sweep fire -s 2 -S 1 -C 1 --to out", status=2)
+    assert "choose another folder" in capsys.readouterr().err
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
+    assert (folder / "out" / name).read_text() == "mine"
+
+
+def test_a_sweep_replaces_its_own_sheet(folder, capsys):
+    run("sweep fire -s 2 -S 1 -C 1 --to out")
+    run("sweep fire -s 2,3 -S 1 -C 1 --to out")
+    with open(folder / "out/distances.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+    (folder / "out" / "s4-k_lms-S1.png").write_text("mine")
+    run("sweep fire -s 2,4 -S 1 -C 1 --to out", status=2)
+    assert "s4-k_lms-S1.png exists, and no sweep wrote it" in capsys.readouterr().err
 
 
 def test_text_and_image_are_encoded_once(folder, monkeypatch, emoji):
@@ -312,17 +595,17 @@ def test_text_and_image_are_encoded_once(folder, monkeypatch, emoji):
     count = emoji.text_encoder.register_forward_hook(lambda *_: texts.append(1))
     run("sweep fire -I in.png -f 0.5,1 -s 2 -S 1,2,3 -C 1 --to out")
     count.remove()
-    assert len(encoded) == 1 and len(texts) <= 2  # the words, and what to avoid
+    assert len(encoded) == 1 and len(texts) <= 2  # the prompt, and the negative prompt
 
 
 def test_steps_after(folder, capsys):
     run("strip fire -I in.png -f 1,0.5 --steps-after 3 -C 1 -S 1 --traces t --to a.png")
     assert {path.name[:2] for path in (folder / "t").iterdir()} == {"s3", "s6"}
     run("img2img fire -I in.png -f 0.5 --steps-after 3 -C 1 -S 1")
-    assert "6 steps asked, 3 run, 3 dropped" in capsys.readouterr().out
+    assert "6 steps asked, 3 run, 3 skipped" in capsys.readouterr().out
 
 
-# ---- docs/see-every-step.md --------------------------------------------------------------------
+# ---- docs/see-every-step.md ----------------------------------------------------------------------
 
 
 def documented() -> list[str]:
@@ -332,37 +615,46 @@ def documented() -> list[str]:
     return [line for line in lines if line.startswith(("minisd ", "cp "))]
 
 
-def test_the_documented_commands_make_the_documented_pictures(tmp_path, monkeypatch, emoji):
-    """In order, in an empty folder. On another machine the arithmetic rounds otherwise, and where
-    two runs part that grows: so a mean difference of 4 levels of 255 is let pass."""
+def draw_documented(tmp_path: Path, monkeypatch, emoji, lines: list[str]) -> list[str]:
+    """Run the lines in an empty folder, and compare the pictures with the documented ones.
+
+    On another machine the arithmetic rounds differently, and that grows where two runs separate:
+    so a mean difference of 4 levels of 255 is accepted. Returns the pictures' names.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minisd.checkpoint.load", lambda *_, **__: emoji)
+    monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
     for drawing in ("docs/pictures/fire-sketch.png", "tests/seed/fire-drawing.png"):
         (tmp_path / drawing).parent.mkdir(parents=True)
         shutil.copy(REPO / drawing, drawing)
-    for line in documented():
+    for line in lines:
         words = shlex.split(line, comments=True)
         if words[0] == "cp":
             shutil.copy(*words[1:])
         else:
             assert main(words[1:]) == 0, line
     made = sorted(Path("docs/pictures").glob("*.png"))
-    assert len(made) >= 5
     for path in made:
         new, old = (np.asarray(Image.open(p).convert("RGB"), int) for p in (path, REPO / path))
         assert new.shape == old.shape, path
         assert np.abs(new - old).mean() <= 4, path
+    return [path.name for path in made]
+
+
+@pytest.mark.slow
+def test_the_documented_commands_draw_the_documented_pictures(tmp_path, monkeypatch, emoji):
+    names = draw_documented(tmp_path, monkeypatch, emoji, documented())
+    assert len(names) >= 5
     shown = re.findall(r"\]\(pictures/([\w.-]+)\)", (REPO / "docs/see-every-step.md").read_text())
-    assert {path.name for path in made} | {"settle.png"} >= set(shown)
+    assert {*names, "settle.png"} >= set(shown)
+
+
+def test_a_documented_command_draws_its_picture(tmp_path, monkeypatch, emoji):
+    lines = [line for line in documented() if "strip-txt2img.png" in line]
+    names = draw_documented(tmp_path, monkeypatch, emoji, lines)
+    assert len(lines) == 1 and "strip-txt2img.png" in names
 
 
 def test_the_documented_explanation(capsys):
     assert main(["explain", "-s", "30", "-f", "0.7"]) == 0
-    said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    text = (REPO / "docs/see-every-step.md").read_text()
-    assert "\n".join(said) in text
-
-
-def test_save_trace_of_an_empty_run(tmp_path, emoji):
-    _, trace = traced(minisd.img2img, emoji, "fire", FIRE, steps=5, strength=0, seed=1)
-    assert load_trace(save_trace(trace, tmp_path / "a.safetensors")).steps == []
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "\n".join(lines) in (REPO / "docs/see-every-step.md").read_text()

@@ -56,9 +56,7 @@ def build(shapes: dict[str, Shapes], unet_heads: int = 8, text_heads: int = 12) 
     expected = context_width(shapes["unet"])
     given = shapes["text_encoder"]["final_layer_norm.weight"][0]
     if expected != given:
-        widths = (
-            f"its UNet reads text states of {expected} channels, its text encoder makes {given}"
-        )
+        widths = f"its UNet reads {expected} channels of text, its text encoder makes {given}"
         raise CheckpointError(f"{widths}: they do not belong to one model")
     return Models(**models)
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from minisd.recipes import Recipe
 from minisd.recipes.dream import BY_FIELD, FLAGS, between, split_line
 from minisd.schedule import SCHEDULES
-from minisd.sweeps.axes import combinations
+from minisd.sweeps.axes import combinations, with_steps_run
 
 # What `-h` says of each field of the recipe.
 HELP = {
@@ -189,7 +189,10 @@ def recipes_from(args: argparse.Namespace) -> list[Recipe]:
     """All combinations of the values of -s, -S, -A and -f that were typed with commas."""
     values = dict(vars(args))
     lists = {name: values.pop(name) for name in LISTS if name in values}
-    return combinations(recipe_from(values), lists)
+    recipes = combinations(recipe_from(values), lists)
+    if "steps_after" in values:
+        return with_steps_run(recipes, values["steps_after"])
+    return recipes
 
 
 def line_parser() -> LineParser:

@@ -43,9 +43,7 @@ def prompt_texts(prompt: str) -> list[str]:
 
 
 @torch.inference_mode()
-def draw_all(
-    job: Job, strengths: Iterable[float], observe: Observer = ignore
-) -> Iterator[Run]:
+def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -> Iterator[Run]:
     """A Run for each strength, which replaces the recipe's own.
 
     Each strength is a run of its own, so that the page shows what `minisd img2img` draws, to the

@@ -41,7 +41,9 @@ def attention_strip(
     It has a column for each step, and one for the average over steps. Tiles are `size` pixels wide.
     """
     w, h = size, round(size * pictures[0].height / pictures[0].width)
-    tiles = [picture.convert("RGB").resize((w, h), Image.Resampling.NEAREST) for picture in pictures]
+    tiles = [
+        picture.convert("RGB").resize((w, h), Image.Resampling.NEAREST) for picture in pictures
+    ]
     tiles.append(tiles[-1])  # the average is shown on the last step's picture
     steps = [*range(len(pictures)), None]  # None is the average
     numbers = [f"step {i + 1}\nsigma {sigma:.2f}" for i, sigma in enumerate(maps.sigmas)]

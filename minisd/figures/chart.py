@@ -21,8 +21,9 @@ def chart(
     margins: tuple[int, int] = (56, 16),
     levels: Sequence[tuple[float, str]] = (),
 ) -> Image.Image:
-    """Curves over a linear y axis from 0, with a legend above. `levels` are dashed lines with names.
+    """Curves over a linear y axis from 0, with a legend above.
 
+    levels    (y, text): dashed lines across the plane
     margins   pixels to the left and to the right of the plane
     x_range   the x values at the plane's sides. With both, a curve can be drawn in line with the
               tiles of a strip above it

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from minisd.figures.chart import chart
 from minisd.figures.sheet import END, PALE, column, padded, row, text_image
 from minisd.figures.strips import GAP, result_image, strip
-from minisd.observe.diff import Growth, conclusion, position
+from minisd.observe.diff import Growth, conclusion
 from minisd.observe.trace import Trace
 
 MARGIN = 44  # pixels to the left of the strips, where the chart has its numbers
@@ -26,11 +27,12 @@ def diff_sheet(
         tiles = column([padded(pair[i], width, x=END) for pair in strips.values()], gap=GAP)
         picture = result_image(trace, max(tiles.height, tile * len(rows)))
         lines.append(tiles if picture is None else row([tiles, picture], gap=10))
-    tile_width = (strips[rows[0]][0].width + GAP) / max(1, len(a.steps))
-    first = width - len(a.steps) * tile_width + tile_width / 2  # the middle of A's first tile
+    tile_width = (strips[rows[0]][0].width + GAP) / a.n_steps
+    first = width - a.n_steps * tile_width + tile_width / 2  # the middle of A's first tile
 
     def to_x(sigma: float) -> float:
-        return first + position(a.sigma, sigma) * tile_width
+        places = [step.i for step in a.steps]
+        return first + tile_width * float(np.interp(-sigma, [-s for s in a.sigma], places))
 
     xs = [to_x(sigma) for sigma in growth.sigma]
     curves = [("distance of x", xs, growth.x)]

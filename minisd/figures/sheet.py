@@ -15,9 +15,7 @@ def font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
-def text_image(
-    text: str, size: float = 13, colour: tuple[int, int, int] = INK
-) -> Image.Image:
+def text_image(text: str, size: float = 13, colour: tuple[int, int, int] = INK) -> Image.Image:
     """Text, of one line or several, as a picture on white of the size it needs."""
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     _, _, right, bottom = draw.multiline_textbbox((0, 0), text, font=font(size), spacing=3)

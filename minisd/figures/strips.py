@@ -14,8 +14,18 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from minisd.figures.sheet import CENTRE, END, PALE, Cell, column, font, padded, row, table
-from minisd.figures.sheet import text_image as text_of
+from minisd.figures.sheet import (
+    CENTRE,
+    END,
+    PALE,
+    Cell,
+    column,
+    font,
+    padded,
+    row,
+    table,
+    text_image,
+)
 from minisd.images import to_pils
 from minisd.observe.trace import Trace, TracedStep
 from minisd.stable_diffusion import StableDiffusion
@@ -27,7 +37,7 @@ ROWS = {
     "eps": "noise eps,\nas predicted",
     "decode": "x0, decoded",
 }
-START_LABEL = "the image with\nits noise"
+START_LABEL = "init image\nwith noise"
 GAP = 2  # pixels between tiles
 BLANK = 3  # tiles at most for skipped steps, if there are many tiles; as in the seed document
 WIDEST = 1500  # pixels; runs that would take more side by side are stacked
@@ -71,7 +81,7 @@ def strip_sheet(
     lines = []
     for i, title in enumerate(titles):
         facts = f"{title}\nsigma {sigmas[i]}\n{run[i]} of {asked[i]} steps run"
-        names = [text_of(label.replace("\n", " "), 11, PALE) for label in labels]
+        names = [text_image(label.replace("\n", " "), 11, PALE) for label in labels]
         heights = [image.height for image in strips[i]]
         names = [padded(name, height=h, y=CENTRE) for name, h in zip(names, heights, strict=True)]
         pictures = row([column(names, gap=GAP), column(strips[i], gap=GAP)], gap=8)
@@ -99,7 +109,7 @@ def strip(
     for step, image in zip(trace.steps, tiles, strict=True):
         cells[left + step.i] = image
     joined = row(cells, GAP)
-    if skipped:
+    if left:
         space = left * (size[0] + GAP) - 2 * GAP
         plural = "step" if skipped == 1 else "steps"
         texts = (f"... {skipped} skipped {plural} ...", f"{skipped} skipped", f"{skipped}")

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 
 from minisd.figures.svg import Curves
-from minisd.guidance import Guided
+from minisd.guidance import GuidanceRule, Guided
 from minisd.lab.subject import Recorder, final_latent, rms
 from minisd.samplers import Sampler, k_dpmpp_2
-from minisd.schedule import SCHEDULES
+from minisd.schedule import Schedule, karras
 from minisd.stable_diffusion import StableDiffusion
 
 STEPS = (5, 7, 10, 15, 20, 30, 50)
@@ -23,8 +23,8 @@ def compare(
     sd: StableDiffusion,
     samplers: dict[str, Sampler],
     prompt: str,
-    guidance: float = 7.5,
-    schedule: str = "karras",
+    guidance: float | GuidanceRule = 7.5,
+    schedule: Schedule = karras,
     seed: int = 0,
     reference_steps: int = 1000,
 ) -> Iterator[tuple[str, list[tuple[float, float]]]]:
@@ -36,15 +36,14 @@ def compare(
     context, uncond = sd.text_states(prompt), sd.text_states("")
     predict_eps = Guided(sd.unet, context, uncond, guidance)
     side = sd.native_size // sd.vae.factor
-    sigmas = SCHEDULES[schedule]
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
-    x = sigmas(1)[0] * noise.to(sd.device)
-    reference = final_latent(k_dpmpp_2, predict_eps, x, sigmas(reference_steps))
+    x = schedule(1)[0] * noise.to(sd.device)
+    reference = final_latent(k_dpmpp_2, predict_eps, x, schedule(reference_steps))
     for name, sampler in samplers.items():
         points = []
         for steps in STEPS:
             model = Recorder(predict_eps)
-            x_end = final_latent(sampler, model, x, sigmas(steps))
+            x_end = final_latent(sampler, model, x, schedule(steps))
             points.append((len(model.calls), rms(x_end - reference)))
         yield name, points
 

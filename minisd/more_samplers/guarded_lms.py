@@ -15,7 +15,10 @@ def k_lms_guarded(
     order: int = 4,
     max_gain: float = 1.1,
 ) -> Iterator[Step]:
-    """k_lms, but each step uses the highest order that keeps the noise gain within `max_gain`."""
+    """k_lms, but each step uses the highest order that keeps the noise gain within `max_gain`.
+
+    max_gain is 1 (every step is Euler's) or more. If the guard never acts, the result is k_lms's.
+    """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"the order of k_lms_guarded must be 1, 2, 3 or 4, not {order}")
     slopes: list[Tensor] = []  # newest first
@@ -35,10 +38,11 @@ def guarded_orders(sigmas: list[float], order: int, max_gain: float) -> list[int
 
     The result of a run is x + sum of W * eps over all calls, where W is the total weight that a
     call's eps gets in all steps. The weights sum to -sigmas[0]. If some are positive, the others
-    overshoot, and the network's errors are amplified by the noise gain, sum |W| / sigmas[0].
-    k_lms of order 4 has a gain of 6.5 at 50 steps and strength 0.1 on the model schedule, and 27 on
-    Karras's: the last steps are much longer than the ones before, so the cubic is extrapolated far
-    outside the points it was fitted to.
+    overshoot. The network's errors are then amplified by the noise gain, sum |W| / sigmas[0].
+
+    With 50 steps and strength 0.1, k_lms of order 4 has a gain of 6.5 on the model schedule and 27
+    on Karras's. The last steps are much longer than the ones before, so the cubic is extrapolated
+    far outside the points it was fitted to.
 
     Falling back to Euler (order 1) never increases the gain, so any max_gain >= 1 can be kept.
     """

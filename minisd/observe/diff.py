@@ -86,14 +86,9 @@ def distinct(sigmas: Iterable[float]) -> list[float]:
     return kept
 
 
-def position(sigmas: list[float], sigma: float) -> float:
-    """Where a level lies in a descending list: a fractional index, linear in sigma between two."""
-    return float(np.interp(-sigma, [-s for s in sigmas], range(len(sigmas))))
-
-
 def interpolated(tensors: list[Tensor], sigmas: list[float], sigma: float) -> Tensor:
-    """The value at this sigma of a tensor that is known at `sigmas`."""
-    place = position(sigmas, sigma)
+    """The value at this sigma of a tensor that is known at `sigmas`, which descend."""
+    place = float(np.interp(-sigma, [-s for s in sigmas], range(len(sigmas))))
     before = min(int(place), max(0, len(tensors) - 2))
     weight = place - before
     if weight == 0:

@@ -99,13 +99,16 @@ class Ledger(Watcher):
         self.image_share, self.noise_share = gains(first, x0, noise)
         self.t_expected = float(t[0])
         self.sigma_expected = t_to_sigma(self.t_expected)
+        scale = (self.sigma_expected**2 + 1) ** -0.5
         added = f"the noise added has sigma {self.sigma_added:.6f}"
         if relative_difference(self.sigma_added, self.sigma_expected) > TOLERANCE:
             expected = f"{self.sigma_expected:.6f} (t = {self.t_expected:.2f})"
             self.report(f"{added}, but the network expects {expected}")
-        elif relative_difference(self.sigma_of_scale, self.sigma_added) > self.tolerance:
-            scale = f"{self.sigma_of_scale:.6f}"
-            self.report(f"{added}, but the network's input is scaled for sigma {scale}")
+        elif relative_difference(self.sigma_of_input, self.sigma_added) > self.tolerance:
+            self.report(f"{added}, but the network's input holds {self.sigma_of_input:.6f}")
+        elif relative_difference(self.input_scale, scale) > self.tolerance:
+            factors = f"{self.input_scale:.6f}, not {scale:.6f} = 1 / sqrt(sigma^2 + 1)"
+            self.report(f"the network's input is x times {factors}")
 
     def report(self, mismatch: str) -> None:
         if self.refuse:
@@ -119,11 +122,20 @@ class Ledger(Watcher):
         return TOLERANCE * (max(1, self.snr**-0.5) if self.snr else 1)
 
     @property
-    def sigma_of_scale(self) -> float | None:
-        """The sigma for which the network's input is scaled: noise share over image share."""
+    def sigma_of_input(self) -> float | None:
+        """The noise level in the network's first input: noise share over image share."""
         if not self.image_share or self.noise_share is None:
             return None
         return self.noise_share / self.image_share
+
+    @property
+    def input_scale(self) -> float | None:
+        """The factor from x to the network's first input."""
+        if self.image_gain and self.image_share is not None:
+            return self.image_share / self.image_gain
+        if self.sigma_added and self.noise_share is not None:
+            return self.noise_share / self.sigma_added
+        return None
 
     def line(self) -> str:
         """All measured numbers in one line of text."""

@@ -80,7 +80,7 @@ class Counter:
 
 
 def count_calls(sampler: str | Sampler, sigmas: list[float]) -> int:
-    """How often a sampler calls the network on this schedule. It is run on a latent of one pixel."""
+    """How often a sampler calls the network on a schedule: it is run on a latent of one pixel."""
     sample: Sampler = lookup("sampler", sampler, SAMPLERS)
     counter = Counter()
     x = torch.full((1, 4, 1, 1), sigmas[0])

@@ -145,7 +145,7 @@ def split_switch(word: str) -> tuple[str, str | None]:
     if word.startswith("--") or word in BY_NAME or word in IGNORED:
         name, equals, value = word.partition("=")
         return name, value if equals else None
-    return word[:2], word[2:] or None
+    return word[:2], word[2:].removeprefix("=") or None
 
 
 def split_line(line: str) -> tuple[str | None, list[str]]:

@@ -136,7 +136,7 @@ class Job:
     """A recipe with all that it needs. `replace(job, recipe=...)` shares the pictures and texts."""
 
     sd: StableDiffusion
-    recipe: Recipe  # its seed is not None
+    recipe: Recipe  # with the seed, width and height that are used
     image: Image.Image | Tensor | None  # at its final size; or a latent (1, 4, h, w)
     mask: Image.Image | None
     size: tuple[int, int]  # width and height of the result in pixels
@@ -207,6 +207,9 @@ def prepare(
     else:
         image = None if image is None else open_image(image)
         size = size_of(recipe, sd, image)
+        box = (recipe.width or sd.native_size, recipe.height or sd.native_size)
+        width, height = box if recipe.fit and image is not None else size
+        recipe = replace(recipe, width=width, height=height)
         if image is not None and image.size != size:
             image = resize(image, size)
     context, words = text_states(sd, recipe.prompt, normalize=recipe.normalize)

@@ -1,90 +1,78 @@
-"""Several runs from one line of switches: what `minisd strip` and `minisd sweep` have in common."""
+"""Many recipes from one: all combinations of some strengths, step counts, samplers and seeds."""
 
-import argparse
 import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
-from PIL import Image
-
-from minisd.cli import switches
-from minisd.cli.pictures import Studio, check_names, open_init
-from minisd.schedule import steps_after
-from minisd.trace.ledger import CALLS
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from minisd.observe.plan import steps_after
+from minisd.recipes.recipe import Recipe, name_of
 
 AXES = ("strength", "steps", "sampler", "seed")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help="what to draw; [words in brackets] are avoided")
-    switches.configure(parser, several=True)
-    switches.configure_model(parser)
+def combinations(base: Recipe, lists: dict[str, list[Any]]) -> list[Recipe]:
+    """The base with each combination of the lists' values, by the name of the axis; each once.
+
+    Strengths are outermost, then steps, samplers, seeds. An axis without a list has the base's
+    value. If there is no seed, one is drawn for all. Without an init image, the strength has no
+    effect: only the first one is used. Raises ValueError for a value out of range.
+    """
+    values = [lists.get(axis) or [getattr(base, axis)] for axis in AXES]
+    if base.image is None:
+        values[0] = values[0][:1]
+    if values[-1] == [None]:
+        values[-1] = [random.SystemRandom().randrange(2**32 - 1)]
+    recipes: list[Recipe] = []
+    for combination in product(*values):
+        recipe = replace(base, **dict(zip(AXES, combination, strict=True)))
+        if recipe not in recipes:
+            recipes.append(recipe)
+    return recipes
 
 
-def settings_of(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """One namespace for each combination of the lists given: strengths outermost, then steps,
-    samplers, seeds. A seed that was not given is drawn, one for all."""
-    lists = [value if isinstance(value, list) else [value] for value in map(vars(args).get, AXES)]
-    if lists[-1] == [None]:
-        lists[-1] = [random.SystemRandom().randrange(2**32 - 1)]
-    if not args.init_img:
-        lists[0] = lists[0][:1]  # strengths mean nothing
-    runs = []
-    for values in product(*lists):
-        one = argparse.Namespace(**vars(args) | dict(zip(AXES, values)))
-        if args.steps_after and args.init_img:
-            one.steps = steps_after(args.steps_after, one.strength)
-        if one not in runs:  # a value was given twice
-            check_names(one, list(CALLS))
-            runs.append(one)
-    return runs
+def with_steps_run(recipes: Sequence[Recipe], run: int) -> list[Recipe]:
+    """The recipes with the step counts that run `run` steps at their strengths; each once."""
+    changed: list[Recipe] = []
+    for recipe in recipes:
+        steps = recipe.steps if recipe.image is None else steps_after(run, recipe.strength)
+        if (running := replace(recipe, steps=steps)) not in changed:
+            changed.append(running)
+    return changed
 
 
-def differing(runs: list[argparse.Namespace]) -> list[str]:
-    """The axes along which these runs differ."""
-    return [axis for axis in AXES if len({getattr(one, axis) for one in runs}) > 1]
+def differing(recipes: Sequence[Recipe]) -> list[str]:
+    """The axes along which these recipes differ."""
+    return [axis for axis in AXES if len({getattr(recipe, axis) for recipe in recipes}) > 1]
 
 
-def said(one: argparse.Namespace, axes: list[str] | tuple[str, ...]) -> str:
-    """The run's place on these axes, in words."""
+def describe(recipe: Recipe, axes: Sequence[str]) -> str:
+    """The recipe's values on these axes, in words."""
     words = {
-        "strength": f"strength {one.strength:g}",
-        "steps": f"{one.steps} steps",
-        "sampler": one.sampler,
-        "seed": f"seed {one.seed}",
+        "strength": f"strength {recipe.strength:g}",
+        "steps": f"{recipe.steps} steps",
+        "sampler": name_of(recipe.sampler),
+        "seed": f"seed {recipe.seed}",
     }
     return ", ".join(words[axis] for axis in axes)
 
 
-def caption(runs: list[argparse.Namespace]) -> str:
-    """What all runs share."""
-    one, differ = runs[0], differing(runs)
-    axes = [axis for axis in AXES if axis not in differ and (axis != "strength" or one.init_img)]
-    schedule = f", {one.schedule} grid" if one.schedule else ""
-    return f'"{one.prompt}", {said(one, axes)}{schedule}, guidance {one.cfg_scale:g}'
+def caption(recipes: Sequence[Recipe]) -> str:
+    """The settings that all of these recipes share, in words."""
+    first, differ = recipes[0], differing(recipes)
+    shared = [axis for axis in AXES if axis not in differ]
+    if first.image is None:
+        shared = [axis for axis in shared if axis != "strength"]
+    parts = [f'"{first.prompt}"', describe(first, shared)]
+    if first.schedule is not None:
+        parts.append(f"{name_of(first.schedule)} schedule")
+    guidance = first.guidance
+    parts.append(f"guidance {guidance if isinstance(guidance, int) else name_of(guidance)}")
+    return ", ".join(filter(None, parts))
 
 
-class Prepared(NamedTuple):
-    """What all runs have in common, made once."""
-
-    studio: Studio
-    picture: Image.Image | None  # the init image at its final size
-    size: tuple[int, int]
-    prompt: "Tensor"  # text states
-    negative: "Tensor"
-
-
-def prepare(args: argparse.Namespace) -> Prepared:
-    from minisd.conditioning import text_states
-    from minisd.images import resize
-
-    studio = Studio(args.model, args.device, args.dtype)
-    picture = open_init(args)
-    size = studio.sizes(args, picture)
-    if picture is not None and picture.size != size:
-        picture = resize(picture, size)
-    prompt, negative = text_states(studio.sd, args.prompt, normalize=not args.skip_normalize)
-    return Prepared(studio, picture, size, prompt, studio.sd.text_states(negative))
+def file_word(value: Any) -> str:
+    """A sampler's name as it can be part of a file's name: `my/rk3.py:rk3` gives my-rk3.py-rk3."""
+    return re.sub(r"[^\w.-]+", "-", name_of(value)).strip("-.")

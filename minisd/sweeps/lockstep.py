@@ -1,11 +1,12 @@
-"""Several runs at once, whose calls of the network are answered in batches.
+"""Several runs at the same time, whose calls of the network are evaluated in batches.
 
-Each run is the plain img2img or txt2img, in a thread of its own; what it is given for a UNet waits
-until every run has asked, and then one batch answers all. The runs may differ in everything: seed,
-strength, step count, sampler. A small network answers a batch much faster than one by one.
+Each run is the plain img2img or txt2img, in a thread of its own. Its call of the network blocks
+until all runs have called; then all calls are evaluated as one batch. The runs may differ in
+everything: seed, strength, step count, sampler. A small network evaluates a batch much faster than
+single images.
 
-A batch's sums may be rounded otherwise than a single call's: the pictures are the same to the eye,
-not to the last bit.
+In a batch, sums may be rounded differently than in a single call. The pictures look the same, but
+they are not equal to the last bit.
 """
 
 import threading
@@ -16,67 +17,92 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t, context) -> eps
-
 
 class Stopped(Exception):
     """Another run failed, or the program is being ended."""
 
 
-def lockstep(unet: nn.Module, jobs: Sequence[Callable[[Network], Any]]) -> list[Any]:
-    """Run all of `jobs`, each called with a network to use as the UNet. Returns their results; if
-    one fails, the others are stopped and its exception is raised."""
-    change = threading.Condition()
-    questions: dict[int, tuple[Tensor, ...]] = {}
-    answers: dict[int, Tensor] = {}
-    running = set(range(len(jobs)))
-    errors: list[BaseException] = []
+class Meeting:
+    """Where the runs' calls of the network wait for each other."""
 
-    def answer() -> None:
-        """The last to ask, or to leave, answers all; it holds the lock."""
-        order = list(questions)
-        batch = [torch.cat(parts) for parts in zip(*questions.values())]
-        sizes = [len(x) for x, _, _ in questions.values()]
-        questions.clear()
+    def __init__(self, unet: nn.Module, runs: int):
+        self.unet = unet
+        self.change = threading.Condition()
+        self.running = set(range(runs))
+        self.inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # x, t, context of each run
+        self.outputs: dict[int, Tensor] = {}
+        self.errors: list[BaseException] = []
+
+    def call(self, run: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        with self.change:
+            self.inputs[run] = inputs
+            self.evaluate_if_complete()
+            self.change.wait_for(lambda: run in self.outputs or self.errors)
+            if self.errors:
+                raise Stopped
+            return self.outputs.pop(run)
+
+    def evaluate_if_complete(self) -> None:
+        """Evaluate all calls, if every run that is still going has made one. Needs the lock."""
+        if not self.inputs or len(self.inputs) < len(self.running) or self.errors:
+            return
+        runs = list(self.inputs)
+        x, t, context = (torch.cat(parts) for parts in zip(*self.inputs.values(), strict=True))
+        sizes = [len(inputs[0]) for inputs in self.inputs.values()]
+        self.inputs.clear()
         with torch.inference_mode():
-            answers.update(zip(order, unet(*batch).split(sizes)))
-        change.notify_all()
+            parts = self.unet(x, t, context).split(sizes)
+        self.outputs.update(zip(runs, parts, strict=True))
+        self.change.notify_all()
 
-    def one(i: int) -> Any:
-        def network(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            with change:
-                questions[i] = (x, t, context)
-                if len(questions) == len(running):
-                    answer()
-                change.wait_for(lambda: i in answers or errors)
-                if errors:
-                    raise Stopped
-                return answers.pop(i)
+    def leave(self, run: int) -> None:
+        with self.change:
+            self.running.discard(run)
+            self.evaluate_if_complete()
+            self.change.notify_all()
 
-        network.factor = unet.factor  # which sd.multiple asks a UNet for
+    def stop(self, error: BaseException) -> None:
+        with self.change:
+            self.errors.append(error)
+            self.change.notify_all()
+
+
+class Seat(nn.Module):
+    """One run's network: it answers when the others have called too."""
+
+    def __init__(self, meeting: Meeting, run: int):
+        super().__init__()
+        self.meeting, self.run = meeting, run
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.meeting.call(self.run, (x, t, context))
+
+
+def lockstep(unet: nn.Module, runs: Sequence[Callable[[nn.Module], Any]]) -> list[Any]:
+    """The results of all `runs`; each is called with a network that it uses as the UNet.
+
+    If one fails, the others are stopped and its exception is raised.
+    """
+    meeting = Meeting(unet, len(runs))
+
+    def attend(i: int) -> Any:
         try:
-            return jobs[i](network)
+            return runs[i](Seat(meeting, i))
+        except Stopped:
+            raise
         except BaseException as error:
-            with change:
-                if not isinstance(error, Stopped):
-                    errors.append(error)
+            meeting.stop(error)
             raise
         finally:
-            with change:
-                running.discard(i)
-                if questions and len(questions) == len(running) and not errors:
-                    answer()
-                change.notify_all()
+            meeting.leave(i)
 
-    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
-        futures = [pool.submit(one, i) for i in range(len(jobs))]
+    with ThreadPoolExecutor(max(1, len(runs))) as pool:
+        futures = [pool.submit(attend, i) for i in range(len(runs))]
         try:
             results = [future.exception() or future.result() for future in futures]
         except KeyboardInterrupt as error:
-            with change:
-                errors.append(error)
-                change.notify_all()
+            meeting.stop(error)
             raise
-    if errors:
-        raise errors[0]
+    if meeting.errors:
+        raise meeting.errors[0]
     return results

@@ -1,1 +1,1 @@
-"""How the weights that come with minisd are trained. README.md in this folder says how to run it."""
+"""The training of the weights that come with minisd. README.md here says how to run it."""

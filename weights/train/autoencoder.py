@@ -70,7 +70,7 @@ class RoundTrip(nn.Module):
 
 
 def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> VAE:
-    """The trained autoencoder: averaged weights, latents of variance 1. `folder` keeps the state."""
+    """A trained autoencoder: averaged weights, latents of variance 1. `folder` keeps the state."""
     device = pack.rgba.device
     torch.manual_seed(seed)
     model = RoundTrip(new_vae(profile)).to(device)

@@ -1,24 +1,24 @@
-"""Make the training pictures again, from the npm packages that carry the emoji sets.
+"""Make the training pictures again, from the npm packages with the emoji sets.
 
     pip install resvg-py
     python -m weights.train.build_dataset --out ~/.cache/minisd/emoji [--keep DIR] [--size 128]
 
-Fetches 40 MB with `npm pack` into DIR (by default OUT/src), and writes
+It downloads 40 MB with `npm pack` into DIR (by default OUT/src), and writes
 
-    emoji128_webp.npz   data (bytes of all pictures, lossless WebP with transparency), offsets,
+    emoji128_webp.npz   data (the bytes of all pictures, lossless WebP with transparency), offsets,
                         style (index into styles), styles
-    captions.jsonl      one line a picture, in the same order: style, codepoint, text, tags, ...
+    captions.jsonl      one line for each picture, in the same order: style, codepoint, text, ...
 
-in about five minutes on one core. Only sets under MIT, Apache-2.0 and OFL are used, at the versions
-below: noto 1.1.18 is the last before its licence file changed. Left out: skin tones, flags of
-countries, the component group, pictures equal to an earlier one of their style, blanks, and couples
-and families of the 3D package that are not in Microsoft's own set.
+in about five minutes on one core. It uses only sets under MIT, Apache-2.0 and OFL, at the versions
+below: noto 1.1.18 is the last one before its licence file changed. It leaves out skin tones, flags
+of countries, the component group, pictures that equal an earlier one of their style, blank
+pictures, and couples and families of the 3D package that are not in Microsoft's own set.
 
-Needs npm, and Pillow with Raqm (its wheels have it).
+It needs npm, and Pillow with Raqm (Pillow's wheels have it).
 
     python -m weights.train.build_dataset --repack DIR --out OTHER --avif 80
 
-makes two thirds of a pack that is there already, to send over a narrow line: AVIF at 45 dB.
+makes a pack of two thirds the size from an existing pack, for slow connections: AVIF, at 45 dB.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import subprocess
 import tarfile
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +62,15 @@ STYLES = {  # style -> folder
     "noto blob": "noto-v1",
     "noto sketch": "noto-font",
 }
-NAMED = ("fluent-flat", "fluent-mono", "noto")  # sets that give their pictures code points
+NAMED = ("fluent-flat", "fluent-mono", "noto")  # sets that know the code points of their names
 RENDER = 256  # pixels at which pictures are first drawn
-FILL = 0.91  # share of the canvas that the big pictures of a style reach
+FILL = 0.91  # share of the canvas that the large pictures of a style fill
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
 def norm(code: str) -> str:
-    """'2764-FE0F' -> '2764': one spelling for each emoji."""
+    """'2764-FE0F' -> '2764': the same spelling for all variants of an emoji."""
     points = [int(x, 16) for x in re.split("[-_ ]", code)]
     return "-".join(f"{p:x}" for p in points if p != 0xFE0F)
 
@@ -89,20 +90,21 @@ def plain(label: str) -> str:
     """Unicode's label as plain lower-case words: 'woman: red hair' -> 'woman with red hair'."""
     text = ascii_of(label).lower()
     if m := re.fullmatch(r"(person|man|woman): (.*)", text):
-        who, what = m.groups()
-        trait = what in ("red hair", "curly hair", "white hair", "beard")
-        text = f"{who} with {what}" if trait else f"{what} {who}"
+        person, attribute = m.groups()
+        has_it = attribute in ("red hair", "curly hair", "white hair", "beard")
+        text = f"{person} with {attribute}" if has_it else f"{attribute} {person}"
     if m := re.fullmatch(r"(.*): facing right", text):
         text = m[1] + " facing right"
     if m := re.fullmatch(r"(kiss|couple with heart|family): (.*)", text):
-        who = m[2].split(", ")
-        text = f"{m[1]} of " + " and ".join([", ".join(who[:-1]), who[-1]] if who[1:] else who)
+        people = m[2].split(", ")
+        names = [", ".join(people[:-1]), people[-1]] if people[1:] else people
+        text = f"{m[1]} of " + " and ".join(names)
     text = text.replace("keycap: #", "keycap: number sign").replace("keycap: *", "keycap: asterisk")
     return re.sub(" +", " ", re.sub("[:!]", "", text).replace("_", " ")).strip()
 
 
 def read_labels(folder: Path) -> dict[str, dict]:
-    """code point -> its caption's fields, in the order of the emoji keyboard."""
+    """code point -> the fields of its caption, in the order of the emoji keyboard."""
     meta = json.loads((folder / "meta/groups.json").read_text())
     labels = {}
     rows = json.loads((folder / "en/data.json").read_text())
@@ -120,7 +122,7 @@ def read_labels(folder: Path) -> dict[str, dict]:
 
 
 def draw_svg(svg: str) -> Image.Image:
-    import resvg_py
+    import resvg_py  # noqa: PLC0415 (only this command needs it)
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=RENDER, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGBA")
@@ -143,12 +145,12 @@ def read_iconify(
     own = {
         name: norm(code) for code, name in json.loads((folder / "chars.json").read_text()).items()
     }
-    aliases, seen = icons.get("aliases", {}), set()
+    aliases, done = icons.get("aliases", {}), set()
     for name in [*icons["icons"], *aliases]:
         code, target = own.get(name) or names.get(name), name
-        if code not in wanted or code in seen:
+        if code not in wanted or code in done:
             continue
-        while target in aliases:  # those that are turned or mirrored have other keys: not wanted
+        while target in aliases:  # aliases with other keys are turned or mirrored: not wanted
             turned = set(aliases[target]) - {"parent", "hidden"}
             target = None if turned else aliases[target]["parent"]
         if target not in icons["icons"]:
@@ -156,15 +158,13 @@ def read_iconify(
         icon = icons["icons"][target]
         w, h = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
         x, y = (icon.get(k, icons.get(k, 0)) for k in ("left", "top"))
-        seen.add(code)
-        yield (
-            code,
-            draw_svg(
-                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-                f' width="{w}" height="{h}" viewBox="{x} {y} {w} {h}" color="#000000">'
-                f"{icon['body']}</svg>"
-            ),
+        done.add(code)
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+            f' width="{w}" height="{h}" viewBox="{x} {y} {w} {h}" color="#000000">'
+            f"{icon['body']}</svg>"
         )
+        yield code, draw_svg(svg)
 
 
 def read_font(path: Path, codes: list[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -175,10 +175,10 @@ def read_font(path: Path, codes: list[str]) -> Iterator[tuple[str, Image.Image]]
         ImageDraw.Draw(image).text((32, 32), text, font=font, fill=255)
         return image
 
-    missing, one = mask("\U000ffffe").tobytes(), font.getlength("\U0001f600")
+    missing, width = mask("\U000ffffe").tobytes(), font.getlength("\U0001f600")
     for code in codes:
         text = "".join(chr(int(point, 16)) for point in code.split("-"))
-        if font.getlength(text) <= 1.1 * one:  # longer: a sequence that the font does not know
+        if font.getlength(text) <= 1.1 * width:  # a longer one is a sequence that the font lacks
             alpha = mask(text)
             if alpha.tobytes() != missing:
                 image = Image.new("RGBA", alpha.size, (0, 0, 0, 0))
@@ -187,17 +187,20 @@ def read_font(path: Path, codes: list[str]) -> Iterator[tuple[str, Image.Image]]
 
 
 def frame(pictures: list[Image.Image], size: int) -> list[Image.Image]:
-    """One scale for a whole style, so that a small square stays smaller than a large one; only the
-    biggest tenth is scaled down to fit. Each picture is centred."""
-    boxes = [im.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox() for im in pictures]
-    boxes = [box or (0, 0, *im.size) for box, im in zip(boxes, pictures)]
+    """The pictures of a style, centred, on square canvases.
+
+    All have the same scale, so that a small square stays smaller than a large one. Only the largest
+    tenth is scaled down to fit.
+    """
+    boxes = [im.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox() for im in pictures]
+    boxes = [box or (0, 0, *im.size) for box, im in zip(boxes, pictures, strict=True)]
     extent = np.array([max(b[2] - b[0], b[3] - b[1]) for b in boxes], float)
     ideal, framed = FILL * size / np.percentile(extent, 90), []
-    for im, (x0, y0, x1, y1), most in zip(pictures, boxes, extent):
-        side = size / min(ideal, FILL * size / most)  # of the source square that fills the canvas
-        whole = int(np.ceil(side)) + 4
-        ox, oy = (int(np.floor((a + b - whole) / 2)) for a, b in ((x0, x1), (y0, y1)))
-        canvas = Image.new("RGBA", (whole, whole))
+    for im, (x0, y0, x1, y1), longer_side in zip(pictures, boxes, extent, strict=True):
+        side = size / min(ideal, FILL * size / longer_side)  # of the source square for the canvas
+        n = int(np.ceil(side)) + 4
+        ox, oy = (int(np.floor((a + b - n) / 2)) for a, b in ((x0, x1), (y0, y1)))
+        canvas = Image.new("RGBA", (n, n))
         canvas.paste(im.crop((x0, y0, x1, y1)), (x0 - ox, y0 - oy))
         left, top = (x0 + x1 - side) / 2 - ox, (y0 + y1 - side) / 2 - oy
         box = (left, top, left + side, top + side)
@@ -205,11 +208,12 @@ def frame(pictures: list[Image.Image], size: int) -> list[Image.Image]:
     return framed
 
 
-def on_white(image: Image.Image) -> np.ndarray:
+def pixels_on_white(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8."""
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image))[..., :3]
 
 
-# ---- all of it -----------------------------------------------------------------------------------
+# ---- the pack ------------------------------------------------------------------------------------
 
 
 def fetch(src: Path) -> None:
@@ -240,29 +244,29 @@ def build(src: Path, out: Path, size: int) -> None:
     blobs, rows = [], []
     for style, folder in STYLES.items():
         if style == "fluent 3d":
-            found = read_files(src / folder, set(labels) & microsoft)
+            pairs = read_files(src / folder, set(labels) & microsoft)
         elif style == "noto sketch":
-            found = read_font(src / folder / FONT, list(labels))
+            pairs = read_font(src / folder / FONT, list(labels))
         else:
-            found = read_iconify(src / folder, names, set(labels))
-        found = sorted(found, key=lambda pair: order[pair[0]])
+            pairs = read_iconify(src / folder, names, set(labels))
+        pairs = sorted(pairs, key=lambda pair: order[pair[0]])
         name, version, licence, _ = PACKAGES[folder]
-        seen: dict[bytes, int] = {}
-        for (code, _), image in zip(found, frame([im for _, im in found], size)):
-            seen_as_white = on_white(image)
-            digest = hashlib.sha1(seen_as_white.tobytes()).digest()
-            if (seen_as_white.min(-1) < 240).mean() < 0.004:  # nothing, or white on white
+        index: dict[bytes, int] = {}  # a picture's hash -> its row
+        for (code, _), image in zip(pairs, frame([im for _, im in pairs], size), strict=True):
+            pixels = pixels_on_white(image)
+            digest = hashlib.sha1(pixels.tobytes()).digest()
+            if (pixels.min(-1) < 240).mean() < 0.004:  # blank, or white on white
                 continue
-            if digest in seen:
-                rows[seen[digest]].setdefault("also", []).append(labels[code]["text"])
+            if digest in index:
+                rows[index[digest]].setdefault("also", []).append(labels[code]["text"])
                 continue
-            seen[digest] = len(rows)
+            index[digest] = len(rows)
             rows.append({"index": len(rows), "style": style, "codepoint": code, **labels[code]})
             rows[-1] |= {"package": name, "version": version, "license": licence}
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
             blobs.append(buffer.getvalue())
-        print(f"{style:12} {len(seen):5} pictures", flush=True)
+        print(f"{style:12} {len(index):5} pictures", flush=True)
     write_pack(out, f"emoji{size}_webp.npz", blobs, rows)
 
 
@@ -285,7 +289,7 @@ def repack(folder: Path, out: Path, quality: int) -> None:
     with np.load(path) as pack:
         data, offsets = pack["data"], pack["offsets"]
     blobs = []
-    for start, end in zip(offsets, offsets[1:]):
+    for start, end in pairwise(offsets):
         buffer = io.BytesIO()
         image = Image.open(io.BytesIO(data[start:end]))
         image.save(buffer, "AVIF", quality=quality, subsampling="4:4:4")
@@ -297,9 +301,9 @@ def repack(folder: Path, out: Path, quality: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("~/.cache/minisd/emoji").expanduser())
-    parser.add_argument("--keep", type=Path, help="folder of the unpacked packages")
+    parser.add_argument("--keep", type=Path, help="the folder for the unpacked packages")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--repack", type=Path, metavar="DIR", help="folder of a pack")
+    parser.add_argument("--repack", type=Path, metavar="DIR", help="the folder of an existing pack")
     parser.add_argument("--avif", type=int, metavar="QUALITY", default=80)
     args = parser.parse_args()
     if args.repack:

@@ -36,9 +36,9 @@ class Cache:
         return Cache(self.latents.to(device), self.tokens.to(device), self.made_of)
 
     def batch(self, which: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """x0 (B, 4, h, w) and tokens (B, 77) of the pictures `which`, at random variants and captions.
+        """x0 (B, 4, h, w) and tokens (B, 77) of the pictures `which`: a random variant and caption.
 
-        Two times in three the variant is the plain one: details are learned where little else varies.
+        Two times in three it is the plain variant: details are learned where little else varies.
         """
         (variants, captions), b = self.tokens.shape[1:3], len(which)
         variant = rng.integers(variants, size=b)
@@ -81,5 +81,6 @@ def encode_all(pack: Pack, vae: VAE, profile: Profile, path: Path, seed: int) ->
         tokens.append(torch.from_numpy(ids))
         print(f"latents      variant {variant + 1} of {v}", flush=True)
     cache = Cache(torch.stack(latents, 1), torch.stack(tokens, 1), made_of)
-    loop.save(vars(cache), path)
+    with loop.replacing(path) as part:
+        torch.save(vars(cache), part)
     return cache.to(device)

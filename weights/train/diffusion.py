@@ -1,24 +1,27 @@
-"""Stage 3: the UNet, from noise and words to latents; the text encoder follows at a slower rate.
+"""Stage 3: the UNet learns to predict noise. The text encoder learns with it, at a slower rate.
 
-eps objective on SD's own schedule (Ho et al. 2020; minisd.schedule): the network is shown
-sqrt(abar) * x0 + sqrt(1 - abar) * noise and asked for the noise.
+The eps objective on SD's own schedule (Ho et al. 2020; minisd.schedule): the network gets
+sqrt(abar) * x0 + sqrt(1 - abar) * noise, and must predict the noise.
 
-The squared error is weighted by min(SNR + 0.1, 5) / SNR, with SNR = abar / (1 - abar). Multiplied
-by SNR it would be the error of x0, so that reads: x0 counts SNR + 0.1 times, but 5 times at most.
+The squared error is weighted by min(SNR + 0.1, 5) / SNR, where SNR = abar / (1 - abar). The squared
+error of x0 is that of eps divided by SNR. So the error of x0 is weighted by SNR + 0.1, but at most
+by 5.
 
-- The cap is that of min-SNR (Hang et al. 2023). At t = 0 the latent's variance is 1,172 times the
-  noise's, and plain eps asks for the last grain of that.
-- The floor is for the noisiest levels, where the words alone decide what the picture shall be.
-  Plain eps has SNR there, 1/200, and learns the words last. A floor of 1, which is v-prediction's
-  weight (Salimans & Ho 2022), is too much: most of the error there is what nobody could know,
-  background and place, and it drowned what was to be learned of details at the levels between.
+- The cap is that of min-SNR (Hang et al. 2023). Without it the network would spend its effort on
+  t = 0, where the latent's variance is 1,172 times the noise's.
+- The floor is for the noisiest levels, where only the prompt decides what the picture becomes.
+  There the plain eps loss has the weight SNR, 1/200, so the prompt is learned last. A floor of 1,
+  which is v-prediction's weight (Salimans & Ho 2022), is too much. Most of the error there comes
+  from things that the network cannot know, such as background and place. That error drowned the
+  details, which are learned at the levels between.
 
-One caption in ten is empty, which is what guidance compares with (Ho & Salimans 2022); and more of
-them, up to one in two, the less noise there is. Of the rest, more and more are another picture's
-from sigma 2 down: where the picture itself tells what it is, the network learns not to listen.
-Otherwise guidance of 7.5 multiplies, step after step, what a small network says differently with
-words and without, and draws confetti. Above sigma 1 the same guidance does nothing but good
-(Kynkaanniemi et al. 2024 switch it off below; here that is learned, and the sampler is SD's).
+At the highest level one caption in ten is empty, because guidance compares with the empty prompt
+(Ho & Salimans 2022). With less noise more captions are empty, up to one in two. From sigma 2 down,
+more and more of the other captions are those of another picture: where the picture itself shows the
+subject, the network learns to ignore the prompt. Without this, the small network's predictions with
+and without the prompt differ by chance there. Guidance of 7.5 multiplies that difference at every
+step, and the result is confetti. Above sigma 1 the same guidance only helps. (Kynkaanniemi et al.
+2024 switch it off below. Here the network learns that, and the sampler stays as it is.)
 """
 
 from pathlib import Path
@@ -37,8 +40,10 @@ from weights.train.data import order
 from weights.train.profiles import Profile, new_unet
 
 FLOOR, CAP = 0.1, 5.0
-EMPTY = (0.1, 0.5)  # where all is noise, where none is
-WRONG = (0.45, 0.9)  # sqrt(abar), sigma 2 and 0.5: from where, and from where on nine in ten
+EMPTY = (0.1, 0.5)  # the share of empty captions where sqrt(abar) is 0, and where it is 1
+# The values of sqrt(abar) between which the share of wrong captions rises from 0 to WRONG_SHARE;
+# they are those of sigma 2 and sigma 0.5.
+WRONG, WRONG_SHARE = (0.45, 0.9), 0.9
 
 
 def eps_loss(
@@ -62,11 +67,12 @@ def train_diffusion(
     seed: int,
     start: dict | None = None,
 ) -> tuple[nn.ModuleDict, dict, loop.Stopped | None]:
-    """The averaged UNet and text encoder, how far they came (step, seconds), and whether it was
-    asked to stop: what there is can be exported all the same.
+    """(averaged UNet and text encoder, {"step", "seconds"}, Stopped or None).
 
-    start: {"unet", "text_encoder", "step", "seconds"} of an exported file, to go on from it where
-    the full state is not at hand: Adam's moments are lost, so the warm-up is run once more.
+    If the training is stopped, the models so far are returned and can be exported.
+
+    start: {"unet", "text_encoder", "step", "seconds"} of an exported file, to continue from it when
+    the full state is not available. Adam's moments are lost, so the warm-up runs once more.
     """
     torch.manual_seed(seed)
     models = nn.ModuleDict({"unet": new_unet(profile), "text_encoder": text_encoder})
@@ -77,7 +83,7 @@ def train_diffusion(
     models.to(device)
     if profile.channels_last and device.type == "cuda":
         models["unet"].to(memory_format=torch.channels_last)
-    # Slower, for what the text encoder knows is more than a new UNet has to say to it.
+    # Slower: the text encoder knows more than a new UNet can teach it.
     state = loop.State(models, slower="text_encoder")
     facts = profile.facts("diffusion") | {"seed": seed, **cache.made_of}
     if start:
@@ -96,15 +102,15 @@ def train_diffusion(
     def losses_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 4, step])
         x0, tokens = cache.batch(order(cache.n, seed, step, batch), rng)
-        # One timestep from each of B equal spans: the same for every batch but for chance inside.
+        # One timestep from each of B equal spans, so that all batches cover the levels evenly.
         t = ((np.arange(batch) + rng.random(batch)) * 1000 / batch).astype(int)
-        t = rng.permutation(t)  # the parts of a batch alike
-        clear = np.sqrt(ABAR)[t]
-        unsaid = rng.random(batch) < np.interp(clear, (0, 1), EMPTY)
-        wrong = rng.random(batch) < np.interp(clear, WRONG, (0, 0.9))
-        t, unsaid, wrong = (torch.from_numpy(v).to(device) for v in (t, unsaid, wrong))
-        tokens = torch.where(wrong[:, None], tokens.roll(1, 0), tokens)
-        tokens = torch.where(unsaid[:, None], empty, tokens)
+        t = rng.permutation(t)  # so that the parts of a batch (loop.Passes) cover them evenly too
+        signal = np.sqrt(ABAR)[t]
+        is_empty = rng.random(batch) < np.interp(signal, (0, 1), EMPTY)
+        is_wrong = rng.random(batch) < np.interp(signal, WRONG, (0, WRONG_SHARE))
+        t, is_empty, is_wrong = (torch.from_numpy(v).to(device) for v in (t, is_empty, is_wrong))
+        tokens = torch.where(is_wrong[:, None], tokens.roll(1, 0), tokens)
+        tokens = torch.where(is_empty[:, None], empty, tokens)
         noise_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(x0.shape, generator=noise_rng, device=device)
         return passes(loss_of, [x0, tokens, t, noise])
@@ -112,6 +118,6 @@ def train_diffusion(
     stopped = None
     try:
         loop.train("diffusion", state, losses_of, profile, folder, facts)
-    except loop.Stopped as asked:
-        stopped = asked
+    except loop.Stopped as error:
+        stopped = error
     return state.average, {"step": state.step, "seconds": round(state.seconds)}, stopped

@@ -1,26 +1,30 @@
-"""How good is a weights file? Figures, sheets to look at, and a fragment of a model card.
+"""How good is a weights file? Numbers, sheets of pictures, and a table for a model card.
 
-    python -m weights.train.evaluate [FILE] --out DIR         # all of it; on a CPU over an hour
-    python -m weights.train.evaluate [FILE] --out DIR --labels 20 --drawings 8    # a taste
+    python -m weights.train.evaluate [FILE] --out DIR         # everything: over an hour on a CPU
+    python -m weights.train.evaluate [FILE] --out DIR --labels 20 --drawings 8    # a small part
 
-autoencoder   PSNR and SSIM on held-out pictures, on white and as augmented; originals above what
-              comes back
-captions      `LABEL, STYLE` for 300 labels in each main style, and for every held-out pair, drawn
-              four times: is the nearest training picture one of that label (features.py)? Seen and
-              held-out pairs apart, beside what real held-out pictures reach
-prompts       a sheet of the prompts in prompts.txt, which were written before there was a model
-img2img       line drawings of a style that was never trained on, with their own label as prompt:
-              does the distance to the drawing grow with strength, do the edges stay in place at
-              0.4, is it the thing at 0.7? With another label, does it become that?
-fire          the document's drawing at all strengths
+autoencoder   PSNR and SSIM of held-out pictures, on white and as augmented. A sheet shows the
+              originals above their reconstructions.
+captions      300 labels in each main style, and every held-out pair, drawn four times each with the
+              prompt `LABEL, STYLE`. Does the nearest training picture have the label (features.py)?
+              Trained and held-out pairs are counted separately. The ceiling is the accuracy of real
+              held-out pictures.
+prompts       A sheet of the prompts in prompts.txt, which were written before there was a model.
+img2img       Line drawings of a style that was never trained on, with their own label as prompt.
+              Does the distance to the drawing grow with strength? Do edges stay in place at 0.4?
+              Is the subject right at 0.7? With another label: does it become that?
+fire          The seed document's drawing at all strengths.
 
-Labels and drawings are chosen by checksum, seeds are counted from 0: it comes out the same again.
+Labels and drawings are chosen by checksum, and seeds count from 0, so a second evaluation gives the
+same results.
 """
 
 import argparse
 import json
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +32,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minisd
-from minisd.guidance import guided
+from minisd.guidance import Guided
 from minisd.images import open_image, resize, to_tensor
+from minisd.run import choose, draw_noise, random_stream, remaining, seeded
 from weights.train import data
-from weights.train.__main__ import on_white, plain_and_augmented
 from weights.train.autoencoder import reconstructions
-from weights.train.export import training
+from weights.train.export import training_facts
 from weights.train.features import Space
-from weights.train.pictures import sheet
+from weights.train.pictures import on_white, plain_and_augmented, sheet
 from weights.train.profiles import PROFILES
 
 MAIN = ("fluent 3d", "fluent color", "fluent flat", "noto", "fluent mono")
@@ -43,7 +47,7 @@ STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FIRE = Path(__file__).resolve().parents[2] / "tests" / "seed" / "fire-drawing.png"
 
 
-# ---- drawing many at once ------------------------------------------------------------------------
+# ---- drawing many pictures at once ---------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -54,43 +58,43 @@ def generate(
     images: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """txt2img, or img2img where images (N, 3, S, S) in [-1, 1] are given -> (N, 3, S, S) in 0..1.
+    """(N, 3, S, S) in 0..1: a picture for each prompt; prompt i has seed i.
 
-    The lines of minisd's img2img.py for many prompts at once; prompt i has seed i.
+    images: init images (N, 3, S, S) in [-1, 1], for img2img; without them it is txt2img. A call of
+    minisd.img2img takes one prompt and one init image, and here each picture of a batch has its
+    own. So this is img2img's loop once more, from the same functions.
     """
-    sample = minisd.SAMPLERS[settings.sampler]
-    grid = minisd.SCHEDULES["ddim" if settings.sampler == "ddim" else "model"]
-    sigmas = grid(settings.steps)[minisd.start_index(settings.steps, strength) :]
-    states, side = {text: None for text in ["", *prompts]}, sd.native_size // sd.vae.factor
-    for text in states:
-        states[text] = sd.text_states(text)
-    done = []
-    for first in range(0, len(prompts), settings.batch):
-        some = range(first, min(first + settings.batch, len(prompts)))
-        noise = [
-            torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(i)) for i in some
-        ]
-        x = sigmas[0] * torch.cat(noise).to(sd.device)
+    sample, schedule, guidance = choose(settings.sampler, None, settings.guidance)
+    sigmas = remaining(schedule, settings.steps, strength)
+    side = sd.native_size // sd.vae.factor
+    states = {text: sd.text_states(text) for text in ["", *prompts]}
+    batches = []
+    for start in range(0, len(prompts), settings.batch):
+        numbers = range(start, min(start + settings.batch, len(prompts)))
+        x0 = torch.zeros(len(numbers), 4, side, side, device=sd.device)
         if images is not None:
-            x = x + sd.vae.encode(images[some.start : some.stop].to(sd.device))
-        context = torch.cat([states[prompts[i]] for i in some])
-        for step in sample(guided(sd.unet, context, states[""], settings.guidance), x, sigmas):
+            x0 = sd.vae.encode(images[start : numbers.stop].to(sd.device))
+        rngs, _ = seeded(numbers)
+        x = x0 + sigmas[0] * draw_noise(x0, rngs)
+        context = torch.cat([states[prompts[i]] for i in numbers])
+        predict_eps = Guided(sd.unet, context, states[""], guidance)
+        for step in sample(predict_eps, x, sigmas, **random_stream(sample, rngs)):
             x = step.x_next
         latent = x / (sigmas[-1] ** 2 + 1) ** 0.5
-        done.append((sd.vae.decode(latent).clamp(-1, 1) + 1) / 2)
-    return torch.cat(done)
+        batches.append((sd.vae.decode(latent).clamp(-1, 1) + 1) / 2)
+    return torch.cat(batches)
 
 
 # ---- measures ------------------------------------------------------------------------------------
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) in dB, of pictures in 0..1."""
+    """(B,) in dB, for pictures in 0..1."""
     return -10 * torch.log10((a - b).square().mean((1, 2, 3)).clamp(min=1e-8))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) Wang et al. 2004: Gaussian window of 11 pixels and sigma 1.5, each colour by itself."""
+    """(B,), Wang et al. 2004: a Gaussian window of 11 pixels and sigma 1.5, for each colour."""
     line = torch.exp(-((torch.arange(11.0, device=a.device) - 5) ** 2) / (2 * 1.5**2))
     window = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 11, 11)
 
@@ -105,93 +109,110 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def edges(image: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, 256): how much edge there is in each of 16x16 cells."""
+    """(B, 3, S, S) -> (B, 256): the strength of edges in each of 16x16 cells."""
     grey = image.mean(1, keepdim=True)
     dx, dy = grey[..., :-1, 1:] - grey[..., :-1, :-1], grey[..., 1:, :-1] - grey[..., :-1, :-1]
     return F.adaptive_avg_pool2d(torch.hypot(dx, dy), 16).flatten(1)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """(B,): Pearson's correlation of the rows of a and b (B, D)."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return F.cosine_similarity(a, b, dim=1)
 
 
-def hits(space: Space, pictures: Tensor, codes: list[str]) -> np.ndarray:
-    """(N, 2) bool: the nearest training picture has the code, one of the five nearest has."""
-    found = space.nearest(pictures) == np.array(codes)[:, None]
-    return np.stack([found[:, 0], found.any(1)], axis=1)
+def hits(space: Space, pictures: Tensor, codes: Sequence[str]) -> np.ndarray:
+    """(N, 2) bool: the nearest training picture has the code; one of the nearest five has it."""
+    right = space.nearest(pictures) == np.array(codes)[:, None]
+    return np.stack([right[:, 0], right.any(1)], axis=1)
 
 
-def shares(found: np.ndarray) -> dict[str, float]:
-    if not len(found):
+def shares(right: np.ndarray) -> dict[str, Any]:
+    """The means of hits."""
+    if not len(right):
         return {"n": 0}
-    return {
-        "n": len(found),
-        "top1": round(found[:, 0].mean(), 4),
-        "top5": round(found[:, 1].mean(), 4),
-    }
+    top1, top5 = right.mean(0)
+    return {"n": len(right), "top1": round(top1, 4), "top5": round(top5, 4)}
 
 
-def by_checksum(items: list, key) -> list:
-    return sorted(items, key=lambda item: zlib.crc32(key(item).encode()))
+def by_checksum(items: Sequence[Any], name: Callable[[Any], str]) -> list[Any]:
+    return sorted(items, key=lambda item: zlib.crc32(name(item).encode()))
 
 
 # ---- the parts -----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def judge_autoencoder(sd, held: data.Pack, out: Path, _: argparse.Namespace) -> dict:
-    found = {}
-    for name, images in zip(("on white", "augmented"), plain_and_augmented(held, seed=0)):
-        back = torch.cat([sd.vae.decode(sd.vae.encode(some)) for some in images.split(32)])
-        a, b = (images + 1) / 2, (back.clamp(-1, 1) + 1) / 2
-        found[name] = {
+def evaluate_autoencoder(
+    sd: minisd.StableDiffusion, held: data.Pack, settings: argparse.Namespace
+) -> dict[str, Any]:
+    report = {}
+    for name, images in zip(
+        ("on white", "augmented"), plain_and_augmented(held, seed=0), strict=True
+    ):
+        decoded = torch.cat([sd.vae.decode(sd.vae.encode(batch)) for batch in images.split(32)])
+        a, b = (images + 1) / 2, (decoded.clamp(-1, 1) + 1) / 2
+        report[name] = {
             "n": len(a),
             "psnr": round(float(psnr(a, b).mean()), 2),
             "ssim": round(float(ssim(a, b).mean()), 4),
         }
-        reconstructions(sd.vae, images[:48], out / f"reconstructions {name}.png")
-    return found
+        reconstructions(sd.vae, images[:48], settings.out / f"reconstructions {name}.png")
+    return report
 
 
-def judge_captions(sd, pack: data.Pack, parts, space: Space, out: Path, settings) -> dict:
-    styles: dict[str, dict[str, int]] = {}
+def evaluate_captions(
+    sd: minisd.StableDiffusion,
+    pack: data.Pack,
+    parts: np.ndarray,
+    space: Space,
+    settings: argparse.Namespace,
+) -> dict[str, Any]:
+    index: dict[str, dict[str, int]] = {}  # code -> style -> index of the picture
     for i, row in enumerate(pack.rows):
-        styles.setdefault(row["codepoint"], {})[row["style"]] = i
-    whole = [code for code, found in styles.items() if set(MAIN) <= set(found)]
-    chosen = by_checksum(whole, str)[: settings.labels]
+        index.setdefault(row["codepoint"], {})[row["style"]] = i
+    complete = [code for code, styles in index.items() if set(MAIN) <= set(styles)]
+    codes = by_checksum(complete, str)[: settings.labels]
     held = [i for i in np.flatnonzero(parts == "held") if pack.rows[i]["style"] in MAIN]
     held = by_checksum(held, lambda i: pack.rows[i]["text"])[: settings.labels]
-    seen = [styles[code][s] for code in chosen for s in MAIN if parts[styles[code][s]] == "train"]
-    found = {}
-    for name, pairs in (("seen", seen), ("held out", held)):
+    trained = [index[code][s] for code in codes for s in MAIN if parts[index[code][s]] == "train"]
+    report = {}
+    for name, pairs in (("seen", trained), ("held out", held)):
         rows = [pack.rows[i] for i in pairs for _ in range(settings.each)]
         prompts = [f"{row['text']}, {data.STYLES[row['style']][0]}" for row in rows]
         pictures = generate(sd, prompts, settings)
         right = hits(space, pictures, [row["codepoint"] for row in rows])
-        found[name] = shares(right)
+        report[name] = shares(right)
         style = np.array([row["style"] for row in rows])
-        found[name]["by style"] = {
+        report[name]["by style"] = {
             data.STYLES[s][0]: shares(right[style == s]) for s in MAIN if (style == s).any()
         }
-        lines = pictures[:: settings.each][:80]
-        sheet(list(lines.split(16)), out / f"captions {name}.png")
+        examples = pictures[:: settings.each][:80]
+        sheet(list(examples.split(16)), settings.out / f"captions {name}.png")
     real = (on_white(pack.rgba[torch.tensor(held, dtype=torch.long)]) + 1) / 2
     right = hits(space, real, [pack.rows[i]["codepoint"] for i in held])
-    return {**found, "ceiling: the real held-out pictures": shares(right)}
+    return {**report, "ceiling: the real held-out pictures": shares(right)}
 
 
-def judge_prompts(sd, out: Path, settings) -> dict:
+def evaluate_prompts(sd: minisd.StableDiffusion, settings: argparse.Namespace) -> dict[str, Any]:
     prompts = (Path(__file__).parent / "prompts.txt").read_text().splitlines()
     prompts = prompts[: settings.prompts]
     pictures = generate(sd, prompts, settings)
-    sheet(list(pictures.split(10)), out / "prompts.png")
+    sheet(list(pictures.split(10)), settings.out / "prompts.png")
     return {"n": len(prompts)}
 
 
-def judge_img2img(sd, pack: data.Pack, parts, space: Space, out: Path, settings) -> dict:
-    """With `STYLE` 3d. Distance: root of the mean squared difference of pixels."""
-    trained = {r["codepoint"] for i, r in enumerate(pack.rows) if parts[i] == "train"}
+def evaluate_img2img(
+    sd: minisd.StableDiffusion,
+    pack: data.Pack,
+    parts: np.ndarray,
+    space: Space,
+    settings: argparse.Namespace,
+) -> dict[str, Any]:
+    """With the style `3d`. The distance is the root mean square difference of pixels."""
+    trained = {
+        row["codepoint"] for row, part in zip(pack.rows, parts, strict=True) if part == "train"
+    }
     drawings = [
         i for i in np.flatnonzero(parts == "drawing") if pack.rows[i]["codepoint"] in trained
     ]
@@ -202,74 +223,75 @@ def judge_img2img(sd, pack: data.Pack, parts, space: Space, out: Path, settings)
     codes = [row["codepoint"] for row in rows]
     prompts = [f"{row['text']}, 3d" for row in rows]
     results = {s: generate(sd, prompts, settings, images, s) for s in STRENGTHS}
-    far = torch.stack(
+    distances = torch.stack(
         [(results[s] - lines).square().mean((1, 2, 3)).sqrt() for s in STRENGTHS]
-    )  # (9, N)
-    found = {
+    )  # (strengths, N)
+    means = [round(float(distance.mean()), 4) for distance in distances]
+    report: dict[str, Any] = {
         "n": len(rows),
-        "distance grows": round(float((far[1:] > far[:-1]).float().mean()), 4),
-        "distance": {str(s): round(float(d.mean()), 4) for s, d in zip(STRENGTHS, far)},
+        "distance grows": round(float((distances[1:] > distances[:-1]).float().mean()), 4),
+        "distance": dict(zip(map(str, STRENGTHS), means, strict=True)),
         "edges stay": {
             str(s): round(float(correlation(edges(results[s]), edges(lines)).mean()), 3)
             for s in STRENGTHS
         },
     }
     for s in (0.4, 0.7, 0.8, 0.9):
-        found[f"right at {s}"] = shares(hits(space, results[s], codes))
-    found["ceiling: the drawings themselves"] = shares(hits(space, lines, codes))
-    sheet(
-        [v[:20] for v in (lines, *(results[s] for s in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)))],
-        out / "img2img.png",
-    )
+        report[f"right at {s}"] = shares(hits(space, results[s], codes))
+    report["ceiling: the drawings themselves"] = shares(hits(space, lines, codes))
+    rows_of_sheet = [lines, *(results[s] for s in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9))]
+    sheet([pictures[:20] for pictures in rows_of_sheet], settings.out / "img2img.png")
     others = prompts[1:] + prompts[:1]
     swapped = {s: generate(sd, others, settings, images, s) for s in (0.7, 0.8, 0.9)}
     for s, pictures in swapped.items():
         right = hits(space, pictures, codes[1:] + codes[:1])
-        found[f"another prompt at {s}"] = shares(right)
-    sheet([v[:20] for v in (lines, *swapped.values())], out / "another prompt.png")
-    return found
+        report[f"another prompt at {s}"] = shares(right)
+    rows_of_sheet = [lines, *swapped.values()]
+    sheet([pictures[:20] for pictures in rows_of_sheet], settings.out / "another prompt.png")
+    return report
 
 
-def judge_fire(sd, out: Path, settings) -> dict:
+def evaluate_fire(sd: minisd.StableDiffusion, settings: argparse.Namespace) -> dict[str, Any]:
     image = to_tensor(resize(open_image(FIRE), (sd.native_size,) * 2)).expand(4, -1, -1, -1)
     prompts = ["fire", "fire, 3d", "fire, noto", "fire on a dark background"]
     rows = [generate(sd, prompts, settings, image, s) for s in STRENGTHS]
-    sheet([(image + 1) / 2, *rows], out / "fire.png")
+    sheet([(image + 1) / 2, *rows], settings.out / "fire.png")
     return {"prompts": prompts, "strengths": list(STRENGTHS)}
 
 
-def card(found: dict) -> str:
-    """The figures as a table for weights/README.md."""
+def card(report: dict[str, Any]) -> str:
+    """The numbers as a table for weights/README.md."""
 
-    def percent(part: dict) -> str:
+    def percent(part: dict[str, Any]) -> str:
         return f"{part['top1']:.0%} / {part['top5']:.0%} of {part['n']:,}" if part["n"] else "none"
 
-    auto, words, image = (found[key] for key in ("autoencoder", "captions", "img2img"))
+    auto, captions, img2img = (report[key] for key in ("autoencoder", "captions", "img2img"))
     rows = [
         (f"reconstruction {name}", f"{part['psnr']} dB, SSIM {part['ssim']}, {part['n']} pictures")
         for name, part in auto.items()
     ]
     rows += [
         (f"nearest training picture has the label, {name}: first / in five", percent(part))
-        for name, part in words.items()
+        for name, part in captions.items()
     ]
-    rows += [("img2img: distance grows with strength", f"{image['distance grows']:.1%}")]
-    rows += [(f"img2img, {key}", percent(v)) for key, v in image.items() if "top1" in str(v)]
-    stay = image["edges stay"]
+    rows += [("img2img: distance grows with strength", f"{img2img['distance grows']:.1%}")]
+    rows += [(f"img2img, {key}", percent(v)) for key, v in img2img.items() if "top1" in str(v)]
+    stay = img2img["edges stay"]
     rows += [("img2img: correlation of edges at 0.4, at 0.7", f"{stay['0.4']}, {stay['0.7']}")]
-    return "| held out from training | |\n|---|---|\n" + "".join(
-        f"| {a} | {b} |\n" for a, b in rows
+    lines = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return f"| held out from training | |\n|---|---|\n{lines}"
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        "python -m weights.train.evaluate", description=__doc__.split("\n")[0]
     )
-
-
-def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser("python -m weights.train.evaluate")
-    parser.add_argument("weights", nargs="?", help="default: those that come with minisd")
+    parser.add_argument("weights", nargs="?", help="default: the weights that come with minisd")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
-    parser.add_argument("--data", metavar="DIR")
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds the pack")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--labels", type=int, default=300)
-    parser.add_argument("--each", type=int, default=4, help="pictures of a label and style")
+    parser.add_argument("--each", type=int, default=4, help="pictures for each label and style")
     parser.add_argument("--drawings", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
@@ -278,34 +300,34 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--batch", type=int, default=None, help="default: 512 on CUDA, else 16")
     settings = parser.parse_args(argv)
     settings.batch = settings.batch or (512 if settings.device.startswith("cuda") else 16)
-    out = settings.out
-    out.mkdir(parents=True, exist_ok=True)
+    settings.out.mkdir(parents=True, exist_ok=True)
 
     sd = minisd.load(settings.weights, device=settings.device)
     pack = data.read(data.find(settings.data), sd.native_size, settings.device)
     parts = data.split(pack.rows)
     held = pack.take(np.flatnonzero(parts == "held"))
-    profile = PROFILES.get(training(sd.path).get("profile"))
+    profile = PROFILES.get(training_facts(sd.path).get("profile", ""))
     learned = data.labelled(pack.rows, profile.concepts if profile else None)
     pack, parts = pack.take(np.flatnonzero(learned)), parts[learned]
     train = pack.take(np.flatnonzero(parts == "train"))
-    white = [(on_white(some) + 1) / 2 for some in train.rgba.split(1024)]
+    white = [(on_white(batch) + 1) / 2 for batch in train.rgba.split(1024)]
     space = Space(torch.cat(white), [row["codepoint"] for row in train.rows])
     del train, white
-    found = {"weights": sd.path.name, "name": sd.name}
-    found |= {key: getattr(settings, key) for key in ("steps", "sampler", "guidance")}
-    for name, judge in (
-        ("autoencoder", lambda: judge_autoencoder(sd, held, out, settings)),
-        ("captions", lambda: judge_captions(sd, pack, parts, space, out, settings)),
-        ("prompts", lambda: judge_prompts(sd, out, settings)),
-        ("img2img", lambda: judge_img2img(sd, pack, parts, space, out, settings)),
-        ("fire", lambda: judge_fire(sd, out, settings)),
-    ):
-        found[name] = judge()
-        print(name, json.dumps(found[name], indent=1), flush=True)
-        (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "card.md").write_text(card(found))
-    return found
+    report: dict[str, Any] = {"weights": sd.path.name, "name": sd.name}
+    report |= {key: getattr(settings, key) for key in ("steps", "sampler", "guidance")}
+    evaluations = {
+        "autoencoder": lambda: evaluate_autoencoder(sd, held, settings),
+        "captions": lambda: evaluate_captions(sd, pack, parts, space, settings),
+        "prompts": lambda: evaluate_prompts(sd, settings),
+        "img2img": lambda: evaluate_img2img(sd, pack, parts, space, settings),
+        "fire": lambda: evaluate_fire(sd, settings),
+    }
+    for name, evaluate in evaluations.items():
+        report[name] = evaluate()
+        print(name, json.dumps(report[name], indent=1), flush=True)
+        (settings.out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    (settings.out / "card.md").write_text(card(report))
+    return report
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""One .safetensors in the layout of an SD 1.x checkpoint, with what names and shapes don't tell."""
+"""The trained models as one .safetensors file, in the layout of an SD 1.x checkpoint.
+
+Its metadata hold what names and shapes do not tell, such as the number of heads.
+"""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import minisd
-from minisd.files.kinds import PREFIXES
+from minisd.checkpoint.names import PREFIXES
 from minisd.vae import VAE
 from weights.fit_latent_rgb import fit
+from weights.train.loop import replacing
 from weights.train.profiles import Profile
 
 LICENCE = (
@@ -30,8 +33,10 @@ def export(
     trained: dict,
     pictures: list[Image.Image],
 ) -> minisd.StableDiffusion:
-    """Write the file in float16, read it back as anyone would, and fit the previews' factors to it
-    on `pictures`. Returns what minisd.load makes of it."""
+    """Write the file in float16, load it, and return the loaded model.
+
+    The factors of latent previews are fitted on `pictures`, with the loaded file.
+    """
     parts = {"vae": vae, "unet": models["unet"], "text_encoder": models["text_encoder"]}
     tensors = {
         PREFIXES[part] + name: tensor.detach().to("cpu", torch.float16).contiguous()
@@ -44,12 +49,12 @@ def export(
         "text_heads": profile.heads,
         "native_size": profile.size,
         "licence": LICENCE,
-        "train": {"profile": profile.name, **trained},  # for take_up; minisd does not read it
+        "train": {"profile": profile.name, **trained},  # for resume(); minisd does not read it
     }
 
     def write() -> minisd.StableDiffusion:
-        save_file(tensors, f"{path}.part", metadata={"minisd": json.dumps(facts)})
-        os.replace(f"{path}.part", path)
+        with replacing(path) as part:
+            save_file(tensors, part, metadata={"minisd": json.dumps(facts)})
         return minisd.load(path)
 
     factors, _ = fit(write(), pictures)
@@ -58,18 +63,20 @@ def export(
     return write()
 
 
-def training(path: Path) -> dict:
-    """What an exported file says of its training: profile, step, seconds; {} of other files."""
+def training_facts(path: Path) -> dict:
+    """profile, step and seconds of an exported file's training; {} for other files."""
     with safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get("minisd", "{}")).get("train", {})
 
 
-def take_up(path: Path) -> dict:
-    """What an exported file knows of its training, to go on from: state dicts of its parts in
-    float32, step, seconds."""
-    trained = training(path)
-    if not {"step", "seconds"} <= set(trained):
+def resume(path: Path) -> dict:
+    """What is needed to continue the training of an exported file.
+
+    That is the state dicts of its models in float32, step, and seconds.
+    """
+    facts = training_facts(path)
+    if not {"step", "seconds"} <= set(facts):
         raise SystemExit(f"{path} was not exported by weights.train")
     sd = minisd.load(path)
     states = {part: getattr(sd, part).state_dict() for part in PREFIXES}
-    return {**states, **{key: trained[key] for key in ("step", "seconds")}}
+    return {**states, "step": facts["step"], "seconds": facts["seconds"]}

@@ -1,5 +1,7 @@
-"""The training loop that both stages share: a time budget, a running average of the weights, one
-progress line, and a state that can be stopped and taken up at any time."""
+"""The training loop of all stages: time budget, running average of the weights, progress line.
+
+Its state is saved, so that training can be stopped and continued at any time.
+"""
 
 import json
 import math
@@ -21,26 +23,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weights.train.profiles import Profile, Stage
 
 SAVE_EVERY = 120  # seconds
-SAY_EVERY = 10
-SLOWER = 0.2
+REPORT_EVERY = 10  # seconds
+SLOWER = 0.2  # of the learning rate
 
 
 @dataclass
 class State:
-    """Everything that a stage needs to go on: saved whole, loaded whole."""
+    """Everything that a stage needs to continue."""
 
     model: nn.Module
-    slower: str = ""  # start of the names of parameters that learn at SLOWER of the rate
+    slower: str = ""  # parameters whose names start so learn at SLOWER times the rate
     average: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     step: int = 0
     seconds: float = 0.0
-    first_step: int = 0  # of this optimizer, for its warm-up
+    first_step: int = 0  # the first one of this optimizer, for its warm-up
 
     def __post_init__(self) -> None:
         self.average = deepcopy(self.model).requires_grad_(False).eval()
-        # Weight decay for matrices only. Not for the token vectors: it would shrink those of words
-        # that a batch does not have.
+        # Weight decay is for matrices only. Token vectors have none: it would shrink the vectors of
+        # all words that are not in the batch.
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.model.named_parameters():
             decay = 0.01 if parameter.ndim > 1 and "embedding" not in name else 0.0
@@ -50,7 +52,7 @@ class State:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
     def progress(self, stage: Stage) -> float:
-        """Share of the budget that is spent: of the steps if they are counted, else of the time."""
+        """The used share of the budget: of the steps if they are limited, else of the time."""
         if stage.steps:
             return self.step / stage.steps
         return self.seconds / (60 * stage.minutes) if stage.minutes else 1.0
@@ -58,22 +60,28 @@ class State:
     def save(self, path: Path, facts: dict) -> None:
         tensors = {k: getattr(self, k).state_dict() for k in ("model", "average", "optimizer")}
         numbers = {k: getattr(self, k) for k in ("step", "seconds", "first_step")}
-        save({**tensors, **numbers, "facts": facts}, path)
+        with replacing(path) as part:
+            torch.save({**tensors, **numbers, "facts": facts}, part)
 
     def load(self, path: Path, facts: dict) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if json.dumps(saved["facts"]) != json.dumps(facts):
-            raise SystemExit(f"{path} is of another profile or seed: choose another --run folder")
+            raise SystemExit(f"{path} has another profile or seed: choose another --run folder")
         for name in ("model", "average", "optimizer"):
             getattr(self, name).load_state_dict(saved[name])
         for name in ("step", "seconds", "first_step"):
             setattr(self, name, saved[name])
 
 
-def save(what: dict, path: Path) -> None:
-    """All or nothing: a run that is killed while it writes leaves the file of before."""
-    torch.save(what, f"{path}.part")
-    os.replace(f"{path}.part", path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a temporary file, which replaces `path` at the end of the block.
+
+    A process that is killed while it writes leaves the old file.
+    """
+    part = path.with_name(f"{path.name}.part")
+    yield part
+    os.replace(part, path)
 
 
 class Stopped(SystemExit):
@@ -81,46 +89,45 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def stop_asked() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM or SIGINT came; a second one acts as usual."""
-    asked: list[int] = []
+def stop_signals() -> Iterator[list[int]]:
+    """A list to which the first SIGTERM or SIGINT is added. A second one acts as usual."""
+    signals: list[int] = []
 
-    def ask(number: int, _: object) -> None:
-        asked.append(number)
+    def note(number: int, _: object) -> None:
+        signals.append(number)
         for n, handler in before.items():
             signal.signal(n, handler)
 
-    before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield signals
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
 
 
 def learning_rate(stage: Stage, progress: float, steps_taken: int) -> float:
-    """Linear warm-up over steps, then a cosine over the budget down to a hundredth."""
+    """Linear warm-up over steps, then a cosine over the budget, down to a hundredth."""
     cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
     return stage.lr * cosine * min(1, (steps_taken + 1) / stage.warmup)
 
 
 class Passes:
-    """Forward and backward passes of a batch in bfloat16; gradients, in float32, in `.grad`.
+    """Forward and backward passes of a batch in bfloat16. Float32 gradients go into `.grad`.
 
-    On a CPU the passes are those of a copy of the model that is bfloat16 throughout, which is
-    faster than casting at each operation, and a batch is worked on in parts, one on each core: in
-    a small model one operation is too little for two cores to share.
+    On a CPU the passes use a copy of the model in bfloat16, because casting at each operation is
+    slower. The batch is split into parts, one for each core: in a small model, one operation is too
+    small to share between cores.
     """
 
     def __init__(self, model: nn.Module, low: torch.dtype = torch.bfloat16):
         self.model, self.device = model, next(model.parameters()).device
         self.copy = deepcopy(model).to(low) if self.device.type == "cpu" else None
-        # For the CPU too, whatever its name says: attention's products without a float32 copy.
+        # Despite its name, this counts on the CPU too: attention without a float32 copy.
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
     def __call__(self, loss_of: Callable[..., dict[str, Tensor]], batch: list[Tensor]) -> dict:
-        """loss_of(model, *part of the batch) -> means, of which "loss" is the one to minimize.
-        Returns the whole batch's means."""
+        """The means of loss_of(model, *batch) over the batch; "loss" is the one to minimize."""
         if self.copy is None:
             with torch.autocast(self.device.type, torch.bfloat16):
                 losses = loss_of(self.model, *batch)
@@ -131,27 +138,28 @@ class Passes:
         with torch.no_grad():
             torch._foreach_copy_(parameters, [*self.model.parameters()])
         threads = torch.get_num_threads()
-        parts = [*zip(*(tensor.chunk(threads) for tensor in batch))]
+        parts = [*zip(*(tensor.chunk(threads) for tensor in batch), strict=True)]
 
         def work(part: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-            torch.set_num_threads(1)  # of this thread
+            torch.set_num_threads(1)  # for this thread
             losses = loss_of(self.copy, *part)
             share = len(part[0]) / len(batch[0])
-            # grad, not backward: two threads must not add to the same .grad
+            # Not backward(): two threads must not add to the same .grad.
             grads = torch.autograd.grad(losses["loss"] * share, parameters)
             return {key: value.detach() * share for key, value in losses.items()}, grads
 
-        # Plain softmax attention: at heads this narrow it trains faster than the fused one.
+        # Plain softmax attention trains faster than fused attention with heads this narrow.
         with ThreadPoolExecutor(len(parts)) as pool, sdpa_kernel(SDPBackend.MATH):
-            done = [*pool.map(work, parts)]
+            results = [*pool.map(work, parts)]
         torch.set_num_threads(threads)
-        for parameter, *grads in zip(self.model.parameters(), *(grads for _, grads in done)):
+        gradients = [grads for _, grads in results]
+        for parameter, *grads in zip(self.model.parameters(), *gradients, strict=True):
             parameter.grad = sum(grad.float() for grad in grads)
-        return {key: sum(losses[key] for losses, _ in done) for key in done[0][0]}
+        return {key: sum(losses[key] for losses, _ in results) for key in results[0][0]}
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 1 - decay)
 
 
@@ -163,18 +171,18 @@ def train(
     folder: Path,
     facts: dict,
 ) -> None:
-    """Follow the gradients that `losses_of(step)` leaves in `.grad` until the budget is spent.
+    """Train until the budget is used. `losses_of(step)` leaves its gradients in `.grad`.
 
-    The state is saved every two minutes, at the end, and on SIGTERM or Ctrl-C, which then end the
-    program (Stopped). What happens at a step depends on (seed, step) only, so a run that was
-    stopped sees the pictures that it would have seen.
+    The state is saved every two minutes, at the end, and on SIGTERM or Ctrl-C, which end the
+    program (Stopped). A step depends on (seed, step) only, so a training that was stopped sees the
+    same pictures as one that was not.
     """
     stage: Stage = getattr(profile, name)
     path, log = folder / f"{name}.pt", open(folder / "log.jsonl", "a")
-    clock = said = saved = time.monotonic()
-    since, sums = state.step, {}
-    with stop_asked() as stopped, log:
-        while (progress := state.progress(stage)) < 1 and not stopped:
+    clock = reported = saved = time.monotonic()
+    reported_step, sums = state.step, {}
+    with stop_signals() as signals, log:
+        while (progress := state.progress(stage)) < 1 and not signals:
             rate = learning_rate(stage, progress, state.step - state.first_step)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate * group["share"]
@@ -182,35 +190,37 @@ def train(
             losses = losses_of(state.step)
             nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
             state.optimizer.step()
-            done = state.step - state.first_step
-            follow(state.average, state.model, min(stage.average, (1 + done) / (10 + done)))
+            n = state.step - state.first_step
+            update_average(state.average, state.model, min(stage.average, (1 + n) / (10 + n)))
             state.step += 1
             sums = {key: sums.get(key, 0) + value.detach() for key, value in losses.items()}
 
             now = time.monotonic()
-            state.seconds += min(now - clock, 30)  # longer: the machine slept
+            state.seconds += min(now - clock, 30)  # a longer step means that the machine slept
             clock = now
-            if now - said > SAY_EVERY or state.progress(stage) >= 1 or stopped:
-                steps = state.step - since
+            if now - reported > REPORT_EVERY or state.progress(stage) >= 1 or signals:
+                steps = state.step - reported_step
                 means = {key: float(value) / steps for key, value in sums.items()}
                 if not math.isfinite(means["loss"]):
                     raise SystemExit(f"{name}: the loss is {means['loss']} at step {state.step}")
-                speed = steps * stage.batch / max(time.monotonic() - said, 1e-9)
-                say(name, state, stage, means, speed)
+                speed = steps * stage.batch / max(time.monotonic() - reported, 1e-9)
+                print_progress(name, state, stage, means, speed)
                 row = {"stage": name, "step": state.step, "seconds": round(state.seconds, 1)}
                 row |= {"per_second": round(speed, 1), "lr": rate, **means}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                said, since, sums = now, state.step, {}
+                reported, reported_step, sums = now, state.step, {}
             if now - saved > SAVE_EVERY:
                 state.save(path, facts)
                 saved = now
         state.save(path, facts)
-    if stopped:
-        raise Stopped(f"stopped and saved at step {state.step}: the same command goes on from here")
+    if signals:
+        raise Stopped(f"stopped and saved at step {state.step}: the same command continues here")
 
 
-def say(name: str, state: State, stage: Stage, means: dict[str, float], speed: float) -> None:
+def print_progress(
+    name: str, state: State, stage: Stage, means: dict[str, float], speed: float
+) -> None:
     progress = min(1.0, state.progress(stage))
     left = state.seconds * (1 - progress) / max(progress, 1e-9)
     losses = "  ".join(f"{key} {value:.4f}" for key, value in means.items())

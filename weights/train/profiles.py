@@ -1,4 +1,4 @@
-"""How large the models are, and how long they are trained: one profile for each kind of machine."""
+"""The models' sizes and the training budgets: one profile for each kind of machine."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,29 +19,29 @@ class Stage:
     minutes: float
     steps: int | None = None  # None: as many as fit into the minutes
     warmup: int = 200  # steps
-    average: float = 0.999  # of the weights' running average, which is what is exported
+    average: float = 0.999  # decay of the running average of the weights, which is exported
 
 
 @dataclass(frozen=True)
 class Profile:
     name: str
     size: int  # pixels a side
-    vae: tuple[int, ...]  # channels of its levels; a level more halves the latent's side
+    vae: tuple[int, ...]  # channels of its levels; each further level halves the latent's side
     unet: tuple[int, ...]  # channels of its levels
-    attention: tuple[int, ...]  # levels with transformers, 0 at the latent's full size
+    attention: tuple[int, ...]  # levels with transformers; level 0 has the latent's own size
     text: tuple[int, int]  # width, layers
     autoencoder: Stage
     decoder: Stage
     words: Stage
     diffusion: Stage
-    variants: int  # pictures made of each emoji picture, for the cache of latents
+    variants: int  # augmented pictures in the cache for each emoji picture
     heads: int = 4
     captions: int = 4  # for each variant
-    concepts: str | None = None  # file of the labels that are learned as words; None: all
+    concepts: str | None = None  # file with the labels to learn; None: all
     channels_last: bool = False
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What must agree for a stopped stage to go on: all that bears on it but the minutes."""
+        """The settings that must be equal to continue a stopped stage: all but the minutes."""
         facts = asdict(self)
         stages = {name: facts.pop(name) for name in STAGES}
         del stages[stage]["minutes"]
@@ -50,10 +50,11 @@ class Profile:
         return facts | {stage: stages[stage]}
 
 
-# Groups of 32 in every GroupNorm: all widths are multiples of 32. gpu and cpu stay below 40 MB in
-# float16, a quarter of which is the embedding of CLIP's 49,408 tokens, most of them never seen.
+# Every GroupNorm has 32 groups, so all widths are multiples of 32. The files of gpu and cpu are
+# below 40 MB in float16. A quarter of that is the embedding of CLIP's 49,408 tokens, most of which
+# do not occur in the captions.
 PROFILES = {
-    # 19.9 M parameters. For one large GPU and half an hour, of which 2 minutes to start and export.
+    # 19.9 M parameters. For half an hour of one large GPU, with 2 minutes to start and export.
     "gpu": Profile(
         "gpu",
         size=128,
@@ -68,7 +69,7 @@ PROFILES = {
         variants=16,
         channels_last=True,
     ),
-    # 18.6 M. For two cores: fewer things, for it is words that take long to learn.
+    # 18.6 M. For two cores: fewer labels, because the words take longest to learn.
     "cpu": Profile(
         "cpu",
         size=64,
@@ -103,36 +104,45 @@ PROFILES = {
 def unet_table(
     widths: tuple[int, ...], blocks: int, attention: tuple[int, ...], c_context: int
 ) -> Table:
-    """The UNet's rows, as CompVis's constructor makes them. Its SD 1.x is widths (320, 640, 1280,
-    1280), 2 blocks, attention on levels 0 to 2 and c_context 768."""
+    """The UNet's rows, as CompVis's constructor makes them.
+
+    SD 1.x has the widths (320, 640, 1280, 1280), 2 blocks, attention on levels 0 to 2, and
+    c_context 768.
+    """
     last = len(widths) - 1
-    kind = ["res attn" if level in attention else "res" for level in range(last + 1)]
+    layers_at = ["res attn" if level in attention else "res" for level in range(last + 1)]
     down, c = [Row("conv", 4, widths[0])], widths[0]
     for level, c_out in enumerate(widths):
         for _ in range(blocks):
-            down.append(Row(kind[level], c, c_out))
+            down.append(Row(layers_at[level], c, c_out))
             c = c_out
         if level < last:
             down.append(Row("down", c, c))
     middle, up, skips = Row("res attn res", c, c), [], [row.c_out for row in down]
     for level, c_out in reversed([*enumerate(widths)]):
         for j in range(blocks + 1):
-            layers = kind[level] + (" up" if j == blocks and level > 0 else "")
+            layers = layers_at[level] + (" up" if j == blocks and level > 0 else "")
             up.append(Row(layers, c + skips.pop(), c_out))
             c = c_out
     return Table(tuple(down), middle, tuple(up), c_context)
 
 
 def new_vae(profile: Profile) -> VAE:
-    """With a posterior of std 0.05 at first: with PyTorch's start it is 1, far above the means, and
-    for the first thousand steps little gets through but light and dark."""
+    """A new autoencoder whose posterior has a std of 0.05.
+
+    With PyTorch's initial values it is 1, far above the means. Then for the first thousand steps
+    little more than light and dark gets through.
+    """
     vae = VAE(profile.vae[0], profile.vae, blocks=1)
     nn.init.constant_(vae.quant_conv.bias[4:], -6)
     return vae
 
 
 def new_text_encoder(profile: Profile) -> TextEncoder:
-    """With small token vectors, as CLIP began: PyTorch's own, of variance 1, learn far slower."""
+    """A new text encoder, initialized with small token vectors, as CLIP was.
+
+    PyTorch's initial vectors have variance 1 and learn far slower.
+    """
     width, layers = profile.text
     text = TextEncoder(width, layers, 4 * width, profile.heads)
     nn.init.normal_(text.embeddings.token_embedding.weight, std=0.02)
@@ -141,9 +151,9 @@ def new_text_encoder(profile: Profile) -> TextEncoder:
 
 
 def new_unet(profile: Profile) -> UNet:
-    """As SD began: every residual branch adds nothing yet."""
+    """A new UNet, initialized as SD's: every residual branch adds zero at first."""
     unet = UNet(unet_table(profile.unet, 1, profile.attention, profile.text[0]), profile.heads)
-    last = ("out_layers.3", "proj_out", "out.2")  # of residual block, transformer, the whole
+    last = ("out_layers.3", "proj_out", "out.2")  # of a residual block, a transformer, the UNet
     for name, module in unet.named_modules():
         if name.endswith(last):
             nn.init.zeros_(module.weight)

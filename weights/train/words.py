@@ -1,12 +1,13 @@
 """Stage 2, words: the text encoder learns which caption belongs to which picture.
 
-This is CLIP (Radford et al. 2021), small. In a batch each caption shall be more like its own
-picture than like any other, and the other way round. SD was given a text encoder that had learned
-so from 400 million pictures, and kept it as it was. A UNet that has to teach a text encoder its
-words by way of noise takes many times as long: of what it gets wrong little is the words' fault.
+This is a small CLIP (Radford et al. 2021). In a batch, each caption must be more similar to its own
+picture than to any other picture, and each picture more similar to its own caption. SD started with
+a text encoder that had learned this from 400 million pictures, and never changed it. A UNet that
+must teach the text encoder its words through noise takes many times as long, because few of its
+errors are due to the words.
 
-Only the text encoder is kept. What stands for the caption is the mean of its end tokens, which are
-also its padding: 70 of the 77 places that the UNet will look at.
+Only the text encoder is kept. The mean of a caption's end tokens represents the caption. End tokens
+are also the padding: they fill 70 of the 77 places that the UNet reads.
 """
 
 import math
@@ -40,21 +41,22 @@ class Clip(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
-        """(B, 4, h, w), (B, 77) -> (B, B): how like picture i and caption j are, as logits."""
-        seen = self.picture_encoder(latents.to(self.of_text.weight.dtype)).mean((2, 3))  # (B, 256)
+        """(B, 4, h, w), (B, 77) -> (B, B): the similarity of picture i and caption j, as logits."""
+        latents = latents.to(self.of_text.weight.dtype)
+        pictures = self.picture_encoder(latents).mean((2, 3))  # (B, 256)
         ends = (tokens == END)[..., None]  # (B, 77, 1)
-        said = (self.text_encoder(tokens) * ends).sum(1) / ends.sum(1)  # (B, width)
-        pictures = F.normalize(self.of_picture(seen).float(), dim=1)
-        captions = F.normalize(self.of_text(said).float(), dim=1)
+        captions = (self.text_encoder(tokens) * ends).sum(1) / ends.sum(1)  # (B, width)
+        pictures = F.normalize(self.of_picture(pictures).float(), dim=1)
+        captions = F.normalize(self.of_text(captions).float(), dim=1)
         return self.log_scale.float().exp().clamp(max=100) * pictures @ captions.T
 
 
 def clip_loss(clip: Clip, latents: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of both directions, and how often a picture finds its own caption first."""
+    """The cross-entropy of both directions, and how often a picture's best caption is its own."""
     logits = clip(latents, tokens)
     own = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    return {"loss": loss, "found": (logits.argmax(1) == own).float().mean()}
+    return {"loss": loss, "right": (logits.argmax(1) == own).float().mean()}
 
 
 def train_words(cache: Cache, profile: Profile, folder: Path, seed: int) -> TextEncoder:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -64,18 +65,20 @@ def run(args: argparse.Namespace) -> int:
     prompt_texts(recipe.prompt)
     picture = open_image(recipe.image)
     if is_transparent(picture):
-        warnings.warn(f"the transparency of {recipe.image} is ignored: all of it is redrawn")
+        note = f"the transparency of {recipe.image} is ignored: all of it is redrawn"
+        warnings.warn(note, stacklevel=2)
     job = prepare(recipe, Studio(args).sd, picture.convert("RGB"))
+    recipe = replace(recipe, seed=job.recipe.seed)
 
-    steps, seed = recipe.steps, job.recipe.seed
+    steps = recipe.steps
     total = sum(steps - start_index(steps, strength) for strength in args.strengths)
-    with tqdm(total=total, desc=f"seed {seed}", disable=None, leave=False) as bar:
+    with tqdm(total=total, desc=f"seed {recipe.seed}", disable=None, leave=False) as bar:
 
         def observe(event: Event) -> None:
             if isinstance(event, Step):
                 bar.update()
 
-        page = make_page(job, draw_all(job, args.strengths, observe), command(job.recipe, args))
+        page = make_page(job, draw_all(job, args.strengths, observe), command(recipe, args))
     write_new(path, page.encode("utf-8", "replace"))
     print(f"{path}: {len(args.strengths)} strengths, {total} steps, {len(page) / 1e6:.2f} MB")
     return 0

@@ -1,118 +1,128 @@
-"""`minisd lab NAME` or `minisd lab FILE.py:FUNCTION`: certify a sampler, compare it with others."""
+"""`minisd lab SAMPLER`: certify a sampler, and compare it with others on a network."""
 
 import argparse
-import importlib.util
 import sys
-from ast import literal_eval
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-import minisd
+from minisd.cli import switches
+from minisd.cli.files import write_new
+from minisd.cli.studio import load_model
+from minisd.figures.svg import Curves
 from minisd.lab.certificate import certify, theory_of
 from minisd.lab.compare import compare, table
-from minisd.lab.plot import Curves
 from minisd.lab.report import page
-from minisd.lab.subject import Sampler, Subject
-from minisd.samplers import SAMPLERS
+from minisd.lab.subject import Subject
+from minisd.recipes import Recipe
+from minisd.recipes.dream import between, guidance_value, option_value
+from minisd.recipes.recipe import check_options
+from minisd.run import lookup
+from minisd.samplers import SAMPLERS, Sampler
 from minisd.schedule import SCHEDULES
+
+HELP = "certify a sampler: its order, its noise, its contract; compare it with others"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "sampler", metavar="SAMPLER", help=f"FILE.py:FUNCTION, or one of {', '.join(SAMPLERS)}"
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="OPTION=VALUE", help="its options, as in order=3"
-    )
-    parser.add_argument("--order", type=int, help="the order that it should have")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the card")
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page with plots (over an older one)"
-    )
-    parser.add_argument(
-        "--compare",
+    add, number = parser.add_argument, switches.value_type
+    known = ", ".join(SAMPLERS)
+    add("sampler", metavar="SAMPLER", help=f"FILE.py:FUNCTION, or one of {known}")
+    add(
+        "--set",
+        dest="options",
+        metavar="OPTION=VALUE",
+        type=number(option_value),
         nargs="+",
+        action="extend",
         default=[],
-        metavar="SAMPLER",
-        help="run it and these on a network, against 1000 steps; takes minutes",
+        help="options of the sampler, such as order=3; may be repeated",
     )
-    parser.add_argument("--reference", type=int, default=1000, help="steps to compare with (1000)")
-    parser.add_argument("--model", type=Path, help="the checkpoint for --compare")
-    parser.add_argument("--prompt", default="fire", help="for --compare")
-    parser.add_argument("-C", "--cfg_scale", "--guidance", type=float, default=4.0, dest="guidance")
-    parser.add_argument("--schedule", choices=list(SCHEDULES), default="karras")
-    parser.add_argument("-S", "--seed", type=int, default=0)
+    order = number(between(1, 10, int))
+    add("--order", metavar="N", type=order, help="the order that the sampler should have")
+    add("--json", action="store_true", help="print JSON instead of the card")
+    text = "also write a page with plots; it must be a new file"
+    add("--html", type=Path, metavar="FILE", help=text)
+
+    group = parser.add_argument_group("comparison on a network")
+    add = group.add_argument
+    text = "measure how far SAMPLER and these end from a run of many steps; takes minutes"
+    add("--compare", nargs="+", default=[], metavar="SAMPLER", help=text)
+    steps = number(between(1, 10_000, int))
+    text = "steps of the run that they are compared with (1000)"
+    add("--reference", metavar="N", type=steps, default=1000, help=text)
+    add("--prompt", default="fire", help="what the network is asked to draw (fire)")
+    guidance = number(guidance_value)
+    names, text = ("-C", "--cfg_scale", "--guidance"), "guidance (4)"
+    add(*names, metavar="X", type=guidance, default=4.0, dest="guidance", help=text)
+    text = f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION (karras)"
+    add("--schedule", metavar="NAME", default="karras", help=text)
+    seed = number(between(0, 2**32 - 1, int))
+    add("-S", "--seed", metavar="N", type=seed, default=0, help="seed of the noise (0)")
+    switches.add_model_switches(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    options = read_options(args.set)
-    name = " ".join([args.sampler.rpartition(":")[2], *args.set])
-    sampler = partial(find(args.sampler), **options)
-    others = {other: find(other) for other in args.compare}
+    # Mistakes are reported before anything is measured.
+    if args.html and args.html.exists():
+        raise FileExistsError(f"{args.html} exists already; minisd never overwrites a file")
+    if args.html and not args.html.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {args.html.parent} to write the page to")
+    options = {name: value for option in args.options for name, value in option.items()}
+    function = lookup("sampler", args.sampler, SAMPLERS)
+    check_options(Recipe("", sampler=args.sampler, options=options), function)
+    sampler = partial(function, **options)
+    others = {name: lookup("sampler", name, SAMPLERS) for name in args.compare}
+    schedule = lookup("schedule", args.schedule, SCHEDULES)
+    guidance = args.guidance
+    if isinstance(guidance, str):
+        guidance = lookup("guidance rule", guidance, {})
+
+    theory = theory_of(args.sampler, options)
+    if args.order is not None:
+        theory = replace(theory, order=args.order)
+    words = [f"{option}={value!r}" for option, value in options.items()]
+    name = " ".join([args.sampler.rpartition(":")[2], *words])
     with one_thread():
-        certificate = certify(sampler, name, theory_of(args.sampler, options, order=args.order))
+        certificate = certify(sampler, name, theory)
     print(certificate.json() if args.json else certificate.card())
 
-    curves = compare_on_network(args, {name: sampler} | others) if others else {}
+    curves: Curves = {}
+    if others:
+        samplers = without_noise({name: sampler} | others)
+        # With --json, standard output holds the JSON alone.
+        with redirect_stdout(sys.stderr) if args.json else nullcontext():
+            sd = load_model(args.model, args.device, args.dtype)
+            settings = (args.prompt, guidance, schedule, args.seed, args.reference)
+            curves = dict(compare(sd, samplers, *settings))
+            print("\n" + table(curves, args.reference))
     if args.html:
-        args.html.write_text(page(certificate, curves), encoding="utf-8")
-        print(f"written: {args.html}", file=sys.stderr)
+        path = write_new(args.html, page(certificate, curves).encode())
+        print(f"written: {path}", file=sys.stderr)
     return 0 if certificate.passed else 1
 
 
-def compare_on_network(args: argparse.Namespace, samplers: dict[str, Sampler]) -> Curves:
-    for name in [name for name, sampler in samplers.items() if Subject(sampler).draws]:
-        print(f"note: {name} adds noise, so it has no one result", file=sys.stderr)
-        del samplers[name]
-    settings = (args.prompt, args.guidance, args.schedule, args.seed, args.reference)
-    with nullcontext() if args.model else one_thread():
-        curves = dict(compare(minisd.load(args.model), samplers, *settings))
-    print("\n" + table(curves, args.reference), file=sys.stderr if args.json else sys.stdout)
-    return curves
+def without_noise(samplers: dict[str, Sampler]) -> dict[str, Sampler]:
+    """The samplers that draw no noise. The others have no single result to compare."""
+    kept = {}
+    for name, sampler in samplers.items():
+        if Subject(sampler).draws:
+            print(f"note: {name} adds noise, so it has no single result", file=sys.stderr)
+        else:
+            kept[name] = sampler
+    return kept
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For small tensors: more threads only wait for each other, which can take 60 times as long."""
+    """One thread, for small tensors: several wait for each other, and can take 60 times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def find(text: str) -> Sampler:
-    """A sampler by its name, or a function in a file. The file is run: it is code."""
-    if text in SAMPLERS:
-        return SAMPLERS[text]
-    path, colon, function = text.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        known = ", ".join(SAMPLERS)
-        raise ValueError(f"no sampler is named {text!r}; give FILE.py:FUNCTION or one of {known}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location("minisd_lab_given", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"{path} has no function {function!r}")
-    return getattr(module, function)
-
-
-def read_options(words: list[str]) -> dict[str, float]:
-    options = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        try:
-            options[key] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals:
-            raise ValueError(f"--set takes OPTION=VALUE, such as order=3, not {word!r}")
-    return options

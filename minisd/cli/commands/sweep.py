@@ -1,0 +1,74 @@
+"""`minisd sweep PROMPT -I FILE -f 0.2,0.4,0.6,0.8 -s 10,20,50`: many settings, one contact sheet.
+
+The folder of --to gets the pictures, one for each combination of strengths, step counts, samplers
+and seeds; sheet.png, with labels; and distances.csv (minisd/sweeps/results.py). After an
+interruption, the same command continues the sweep: a picture that is in the folder is not drawn
+again.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from minisd.cli.commands.strip import refuse
+from minisd.cli.files import open_folder
+from minisd.cli.studio import Studio
+from minisd.cli.switches import add_model_switches, add_recipe_switches, recipes_from
+from minisd.figures.contact_sheet import sweep_sheet
+from minisd.sweeps.drawing import (
+    check_names,
+    claim,
+    draw_missing,
+    file_name,
+    png_bytes,
+    read_notes,
+    write_whole,
+)
+from minisd.sweeps.results import distances_csv
+
+HELP = "draw many settings, and a contact sheet of them"
+SHEET, TABLE = "sheet.png", "distances.csv"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to draw; [words in brackets] are avoided")
+    add_recipe_switches(parser, lists=True)
+    add_model_switches(parser)
+    add = parser.add_argument
+    add("--to", default="outputs/sweep", metavar="FOLDER",
+        help="folder for everything (outputs/sweep); an interrupted sweep continues")  # fmt: skip
+    add("--batch", type=int, metavar="N",
+        help="runs at the same time (16 of 64x64 pixels, fewer of larger ones)")  # fmt: skip
+    add("--tile", type=int, default=96, metavar="PX",
+        help="size of a picture on the sheet (96)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("batch", "tile"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {getattr(args, name)}")
+    notes = read_notes(Path(args.to))
+    if "seed" not in args and notes:
+        args.seed = [notes["seed"]]
+    recipes = recipes_from(args)
+    check_names(recipes)
+    folder = open_folder(args.to)
+    job = Studio(args).prepare(recipes[0])
+    names = [file_name(recipe) for recipe in recipes]
+    claim(folder, job, args.dtype, [*names, SHEET, TABLE])
+    jobs = [replace(job, recipe=recipe) for recipe in recipes]
+    missing = sum(not (folder / name).exists() for name in names)
+    if missing < len(names):
+        print(f"{len(names) - missing} of {len(names)} pictures are already in {folder}")
+    with tqdm(total=missing, desc="sweep", unit="picture", disable=None, leave=False) as bar:
+        for count in draw_missing(jobs, folder, args.batch, refuse(args)):
+            bar.update(count)
+    images = [Image.open(folder / name).convert("RGB") for name in names]
+    init_image = job.image if isinstance(job.image, Image.Image) else None
+    write_whole(folder / TABLE, distances_csv(recipes, images, init_image).encode())
+    write_whole(folder / SHEET, png_bytes(sweep_sheet(recipes, images, init_image, args.tile)))
+    print(f"{folder / SHEET} and {TABLE}, of {len(names)} pictures")
+    return 0

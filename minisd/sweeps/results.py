@@ -1,0 +1,51 @@
+"""What a sweep measures: how far its pictures are apart."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from minisd.observe.plan import plan
+from minisd.recipes.recipe import Recipe, name_of
+from minisd.sweeps.axes import AXES
+from minisd.sweeps.drawing import file_name
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    """Root mean square of the difference over pixels and channels, in levels of 255."""
+    pixels_a, pixels_b = (np.asarray(image.convert("RGB"), dtype=float) for image in (a, b))
+    return float(((pixels_a - pixels_b) ** 2).mean() ** 0.5)
+
+
+def distances_csv(
+    recipes: Sequence[Recipe], images: Sequence[Image.Image], init_image: Image.Image | None
+) -> str:
+    """A line for each picture: its settings, and its distance to the init image and to neighbours.
+
+    The neighbour on an axis is the picture that has the value before on this axis, all else equal.
+    """
+
+    def values(recipe: Recipe) -> tuple:
+        return tuple(getattr(recipe, axis) for axis in AXES)
+
+    image_of = {values(recipe): image for recipe, image in zip(recipes, images, strict=True)}
+    in_order = [list(dict.fromkeys(column)) for column in zip(*image_of, strict=True)]
+    text = io.StringIO()
+    table = csv.writer(text)
+    neighbours = [f"to_previous_{axis}" for axis in AXES]
+    table.writerow(["file", *AXES, "steps_run", "sigma", "to_init", *neighbours])
+    for recipe, image in zip(recipes, images, strict=True):
+        strength = 1 if recipe.image is None else recipe.strength
+        planned = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
+        line = [file_name(recipe), recipe.strength, recipe.steps, name_of(recipe.sampler)]
+        line += [recipe.seed, planned.steps_run, f"{planned.sigma:.6g}"]
+        line.append("" if init_image is None else f"{distance(image, init_image):.3f}")
+        for k, value in enumerate(values(recipe)):
+            i = in_order[k].index(value)
+            before = (*values(recipe)[:k], in_order[k][i - 1], *values(recipe)[k + 1 :])
+            neighbour = image_of.get(before) if i else None
+            line.append("" if neighbour is None else f"{distance(image, neighbour):.3f}")
+        table.writerow(line)
+    return text.getvalue()
