@@ -1,15 +1,14 @@
 """Peak memory beside diffusers: a whole img2img run at 512x512, and a decode to 1024x1024.
 
     pip install '.[test]'
-    python bench/memory.py [--dtype float32,bfloat16]
+    python -m bench.memory [--dtype float32,bfloat16]
 
-Each in a process of its own: what its resident memory grew by at most, in total and over what the
-weights take once they are loaded. Two steps: more of them take no more.
+Each is in a process of its own. It prints what resident memory grows by at most: in total, and over
+what the loaded weights take. The run has two steps, because more steps take no more memory.
 """
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,45 +16,43 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from models import diffusers_img2img, load_diffusers, make_weights
-from process import alone, most_resident, resident, start_anew
-
 import minisd
+from bench.models import diffusers_img2img, load_diffusers
+from bench.process import in_new_process, peak_resident, reset_peak, resident
 from minisd import fast
+from minisd.checkpoint.seeded import save_seeded
+
+SYSTEMS = ("minisd", "minisd, plain", "diffusers")
 
 
-def job(which: str, path: Path, dtype: torch.dtype, what: str) -> tuple[int, int]:
+def measure(system: str, path: Path, dtype: torch.dtype, task: str) -> tuple[int, int]:
     """In this process: bytes once the models are loaded, and at most."""
     torch.set_num_threads(os.cpu_count() or 1)
-    if which == "diffusers":  # its code too
-        from diffusers import StableDiffusionImg2ImgPipeline  # noqa: F401
-    minisd.load().text_states("")  # code and the buffers of libraries are in memory now
-
+    minisd.load().text_states("")  # now the code and the libraries' buffers are in memory
     before = resident()
-    if which == "diffusers":
+    if system == "diffusers":
         _text, unet, vae = load_diffusers(path, "cpu", dtype)
     else:
         sd = minisd.load(path, dtype=dtype)
-        if which == "minisd":  # as the command line does
+        if system == "minisd":  # as the command line does
             fast.work_in_strips(sd)
             if dtype != torch.float32:
                 fast.pack(sd)
     loaded = resident() - before
-    start_anew()
+    reset_peak()
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (512, 512, 3), np.uint8))
-    states = torch.zeros(2, 77, 768)
+    states, z = torch.zeros(2, 77, 768), torch.randn(1, 4, 128, 128)
     with torch.inference_mode():
-        if what == "decode":
-            z = torch.randn(1, 4, 128, 128)
-            sd.vae.decode(z) if which != "diffusers" else vae.decode(z.to(dtype)).sample
-        elif which != "diffusers":
+        if task == "decode" and system == "diffusers":
+            vae.decode(z.to(dtype))
+        elif task == "decode":
+            sd.vae.decode(z)
+        elif system == "diffusers":
+            diffusers_img2img(unet, vae, dtype)(picture, states, 2)
+        else:
             settings = {"steps": 2, "strength": 1.0, "sampler": "ddim", "seed": 0}
             minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
-        else:
-            diffusers_img2img(unet, vae, dtype)(picture, states, steps=2)
-    return loaded, most_resident() - before
+    return loaded, peak_resident() - before
 
 
 def main() -> None:
@@ -65,15 +62,14 @@ def main() -> None:
     print(f"{'':30} {'dtype':>9} {'loaded':>9} {'peak':>9} {'over it':>9}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sd.safetensors"
-        alone(make_weights, path)
+        in_new_process(save_seeded, path)
         for dtype in args.dtype.split(","):
-            for what, size in (("img2img", 512), ("decode", 1024)):
-                for which in ("minisd", "minisd, plain", "diffusers"):
-                    found = alone(job, which, path, getattr(torch, dtype), what)
-                    loaded, peak = (n / 1e6 for n in found)
-                    name = f"{what}, {size}, {which}"
+            for task, size in (("img2img", 512), ("decode", 1024)):
+                for system in SYSTEMS:
+                    nbytes = in_new_process(measure, system, path, getattr(torch, dtype), task)
+                    loaded, peak = (n / 1e6 for n in nbytes)
                     sizes = "".join(f"{mb:7,.0f} MB" for mb in (loaded, peak, peak - loaded))
-                    print(f"{name:30} {dtype:>9}{sizes}", flush=True)
+                    print(f"{f'{task}, {size}, {system}':30} {dtype:>9}{sizes}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""The recipe of the weights: its parts, and a toy trained from end to end on 292 pictures."""
+"""The training of the weights: its parts, and two trainings from end to end on 292 pictures."""
 
+import argparse
 import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +17,15 @@ import torch
 from torch import nn
 
 import minisd
+from minisd.tokenizer import END, Tokenizer
 from minisd.unet import SD1
 from weights.train import autoencoder, captions, data, evaluate, loop, pictures, profiles
-from weights.train.__main__ import main, on_white
-from weights.train.export import take_up
+from weights.train.__main__ import main
+from weights.train.export import resume
+from weights.train.pictures import Background, Company, on_white
 
 EMOJI = Path(__file__).parent / "data" / "emoji"
+TOY = pytest.param("toy", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +33,32 @@ def pack() -> data.Pack:
     return data.read(EMOJI, 32)
 
 
+def train(folder: Path, profile: str, *switches: str) -> Path:
+    arguments = ["--data", str(EMOJI), "--run", str(folder), "--device", "cpu"]
+    return main(["--profile", profile, *arguments, *switches])
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder, in which everything is done."""
+    """The folder of a finished training with the profile `quick`."""
     folder = tmp_path_factory.mktemp("toy")
-    threads = torch.get_num_threads()
-    main(["--quick", "--data", str(EMOJI), "--run", str(folder), "--device", "cpu"])
-    torch.set_num_threads(threads)
+    train(folder, "quick")
     return folder
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same with a profile of only a few steps. The model has learned nothing."""
+    quick = profiles.PROFILES["quick"]
+    steps = {"autoencoder": 2, "decoder": 2, "words": 2, "diffusion": 6}
+    stages: dict[str, Any] = {
+        name: replace(getattr(quick, name), steps=n) for name, n in steps.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(profiles.PROFILES, "brief", replace(quick, name="brief", **stages))
+        folder = tmp_path_factory.mktemp("brief")
+        train(folder, "brief")
+        yield folder
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -45,21 +70,24 @@ def test_split_is_a_function_of_the_rows(pack: data.Pack) -> None:
     assert (data.split([pack.rows[i] for i in shuffled]) == parts[shuffled]).all()
     drawings = np.array([row["style"] == "noto sketch" for row in pack.rows])
     assert ((parts == "drawing") == drawings).all()
-    trained = Counter(r["codepoint"] for r, part in zip(pack.rows, parts) if part == "train")
-    held = [row for row, part in zip(pack.rows, parts) if part == "held"]
+    rows_of = {
+        name: [row for row, part in zip(pack.rows, parts, strict=True) if part == name]
+        for name in ("train", "held")
+    }
+    trained, held = Counter(row["codepoint"] for row in rows_of["train"]), rows_of["held"]
     assert 0.03 < len(held) / (~drawings).sum() < 0.08
     assert all(trained[row["codepoint"]] >= 2 for row in held)
 
 
 def test_order_shows_every_picture_once_an_epoch() -> None:
-    seen = np.concatenate([data.order(50, 7, step, 8) for step in range(25)])  # four epochs
-    assert (np.bincount(seen) == 4).all()
-    assert all(len(set(epoch)) == 50 for epoch in seen.reshape(4, 50))
-    assert (data.order(50, 7, 3, 8) == seen[24:32]).all()
-    assert (data.order(50, 8, 3, 8) != seen[24:32]).any()
+    order = np.concatenate([data.order(50, 7, step, 8) for step in range(25)])  # four epochs
+    assert (np.bincount(order) == 4).all()
+    assert all(len(set(epoch)) == 50 for epoch in order.reshape(4, 50))
+    assert (data.order(50, 7, 3, 8) == order[24:32]).all()
+    assert (data.order(50, 8, 3, 8) != order[24:32]).any()
 
 
-def test_white_is_lifted_off() -> None:
+def test_the_white_around_a_subject_becomes_transparent() -> None:
     axis = torch.arange(64) - 31.5
     disc = (24.5 - torch.hypot(axis[:, None], axis)).clamp(0, 1)
     hole = (torch.hypot(axis[:, None], axis) > 8).float()
@@ -76,33 +104,59 @@ def test_white_is_lifted_off() -> None:
 # ---- captions ------------------------------------------------------------------------------------
 
 
-def test_captions_say_what_is_odd_and_tokens_are_clip_s(pack: data.Pack) -> None:
+def test_captions_name_unusual_features_and_have_clip_s_tokens(pack: data.Pack) -> None:
     stylist, alike = pictures.Stylist(pack.rows), captions.synonyms(pack.rows)
     assert "flame" in alike["1f525"]
     which = np.arange(len(pack.rows)).repeat(4)
     looks = stylist(which, np.random.default_rng(3))
-    words, tokenizer, said = captions.Words(), minisd.tokenizer.Tokenizer(), Counter()
-    for i, at in enumerate(which):
-        look, row = looks.of(i), pack.rows[at]
+    words, tokenizer = captions.Words(), Tokenizer()
+    counts: Counter[tuple[Background, bool]] = Counter()  # (background, whether it is named)
+    for i, index in enumerate(which):
+        look, row = looks.of(i), pack.rows[index]
         arguments = (row, alike[row["codepoint"]], look, pack.rows[looks.other[i]])
         text = captions.caption(Random(i), *arguments)
         assert text == captions.caption(Random(i), *arguments)
         ids = tokenizer([text])[0, : captions.PLACES]
-        if ids[-1] == minisd.tokenizer.END:
+        if ids[-1] == END:
             assert (words(text) == ids.numpy()).all()
-        if look["rough"]:
+        if look.rough:
             assert any(word in text for word in ("rough", "crude", "daubed"))
-        if look["together"] == "on fire":
+        if look.company is Company.ON_FIRE:
             assert any(word in text for word in ("fire", "burning", "flames"))
-        said[f"{look['kind']}: {any(w in text for w in ('background', ' on ', 'dark'))}"] += 1
-    assert said["plain: True"] > said["plain: False"] > 0
-    assert said["white: False"] > said["white: True"] > 0
+        counts[look.background, any(w in text for w in ("background", " on ", "dark"))] += 1
+    assert counts[Background.PLAIN, True] > counts[Background.PLAIN, False] > 0
+    assert counts[Background.WHITE, False] > counts[Background.WHITE, True] > 0
 
 
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def test_pictures_are_drawn_as_the_seed_says(pack: data.Pack) -> None:
+# The sums of all fields of the looks of seed 1. A change here means that a seed gives other pictures.
+SUMS = {
+    "background": 314,
+    "colour": 1429,
+    "company": 55,
+    "other": 42580,
+    "rough": 24,
+    "ink": 22,
+    "arch": 23,
+    "place": 387.048818,
+    "place2": 393.950397,
+    "ground": 1871.024449,
+    "slope": 2334.906119,
+    "glow": 440.172019,
+    "strokes": 1226.562001,
+    "wobble": -149.110836,
+}
+
+
+def test_the_looks_of_a_seed_stay_the_same(pack: data.Pack) -> None:
+    stylist, which = pictures.Stylist(pack.rows), np.arange(len(pack.rows))
+    looks = vars(stylist(which, np.random.default_rng(1)))
+    assert {name: values.sum() for name, values in looks.items()} == pytest.approx(SUMS, abs=1e-5)
+
+
+def test_pictures_depend_on_the_seed_only(pack: data.Pack) -> None:
     stylist, which = pictures.Stylist(pack.rows), np.arange(64)
     looks = [stylist(which, np.random.default_rng([0, step])) for step in (5, 5, 6)]
     a, b, c = (pictures.draw(pack, which, look) for look in looks)
@@ -114,14 +168,14 @@ def test_pictures_are_drawn_as_the_seed_says(pack: data.Pack) -> None:
     assert torch.allclose(torch.cat(halves), a, atol=1e-5)
 
 
-def test_plain_pictures_are_the_pictures(pack: data.Pack) -> None:
+def test_plain_pictures_are_unchanged(pack: data.Pack) -> None:
     which = np.arange(len(pack.rows))
     looks = pictures.Stylist(pack.rows)(which, np.random.default_rng(0), plain=True)
     drawn = pictures.draw(pack, which, looks)
     assert (drawn - on_white(pack.rgba)).abs().max() < 1e-4
 
 
-def test_what_reads_or_points_is_not_flipped() -> None:
+def test_writing_and_directions_are_not_flipped() -> None:
     row = {"group": "objects", "text": "open book"}
     assert not pictures.may_flip(row)
     assert not pictures.may_flip({"group": "symbols", "text": "red heart"})
@@ -155,13 +209,13 @@ def test_scale_is_folded_into_the_weights(pack: data.Pack) -> None:
     assert torch.allclose(vae.decode(z), before, atol=1e-4)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(z.std((0, 2, 3)), torch.ones(4), atol=1e-3)
-    # The posterior's spread is in the new unit too.
-    spread, was = (torch.exp(0.5 * m[:, 4:]) for m in (vae.moments(images), moments))
+    # The posterior's spread is scaled too.
+    spread, old_spread = (torch.exp(0.5 * m[:, 4:]) for m in (vae.moments(images), moments))
     ratio = z.std((0, 2, 3)) / moments[:, :4].std((0, 2, 3)) / autoencoder.SCALE
-    assert torch.allclose(spread, was * ratio[:, None, None], rtol=1e-3)
+    assert torch.allclose(spread, old_spread * ratio[:, None, None], rtol=1e-3)
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
+def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     stage = profiles.Stage(batch=4, lr=1e-2, minutes=1, steps=12, warmup=3, average=0.9)
     profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), *[stage] * 4, 1)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -191,32 +245,49 @@ def test_a_run_that_was_stopped_ends_as_if_it_were_not(tmp_path: Path) -> None:
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_parts_side_by_side_give_the_gradients_of_the_whole() -> None:
-    """Of a batch that does not divide evenly; float32 sums in another order."""
+def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with loop.replacing(path) as part:
+        part.write_text("old")
+    with pytest.raises(OSError, match="no space"), loop.replacing(path) as part:
+        part.write_text("half of the new")
+        raise OSError("no space")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["state.pt"]
+
+
+def test_gradients_of_the_parts_of_a_batch_sum_to_the_batch_s() -> None:
+    """For a batch that does not divide evenly. Float32 sums are in another order."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)), torch.randn(5, 8)
 
-    def loss_of(model: nn.Module, some: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": model(some).square().mean()}
+    def loss_of(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model(x).square().mean()}
 
     passes = loop.Passes(model, torch.float32)
     with torch.no_grad():
         model[0].weight *= 2  # the copy follows
-    whole = loss_of(model, x)["loss"]
-    wanted = torch.autograd.grad(whole, [*model.parameters()])
+    loss = loss_of(model, x)["loss"]
+    gradients = torch.autograd.grad(loss, [*model.parameters()])
     torch.set_num_threads(2)
     try:
         losses = passes(loss_of, [x])
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert torch.allclose(losses["loss"], whole)
-    for parameter, gradient in zip(model.parameters(), wanted):
+    assert torch.allclose(losses["loss"], loss)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_toy_is_a_checkpoint_that_draws(toy: Path) -> None:
-    sd = minisd.load(toy / "model.safetensors")
+# ---- from end to end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["brief", TOY])
+def test_the_exported_file_is_a_checkpoint_that_draws(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(name)
+    sd = minisd.load(folder / "model.safetensors")
     assert (sd.name, sd.native_size, sd.multiple) == ("minisd emoji 32", 32, 8)
     assert "MIT" in sd.licence
     drawn = minisd.txt2img(sd, "fire, 3d", steps=3, seed=1).image
@@ -226,30 +297,51 @@ def test_toy_is_a_checkpoint_that_draws(toy: Path) -> None:
     pack = data.read(EMOJI, 32)
     z = sd.vae.encode(on_white(pack.rgba))
     assert 0.6 < z.std() < 1.5
-    for name in ("reconstructions.png", "samples.png"):
-        assert (toy / name).exists()
+    for file in ("reconstructions.png", "samples.png"):
+        assert (folder / file).exists()
 
 
-def test_toy_learned_and_goes_on_where_it_was(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_toy_learned(toy: Path) -> None:
     log = [json.loads(line) for line in (toy / "log.jsonl").read_text().splitlines()]
     last = {row["stage"]: row for row in log}
     assert last["autoencoder"]["step"] == last["diffusion"]["step"] == 60
-    assert last["diffusion"]["mse"] < 0.9  # untrained it predicts nothing, which is 1
-    before = (toy / "model.safetensors").read_bytes()
-    arguments = ["--quick", "--data", str(EMOJI), "--device", "cpu"]
-    assert main([*arguments, "--run", str(toy)]).read_bytes() == before  # nothing left to do
+    assert last["diffusion"]["mse"] < 0.9  # an untrained UNet predicts 0, which gives 1
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "steps"),
+    [("brief", "brief", 6), pytest.param("toy", "quick", 60, marks=pytest.mark.slow)],
+    ids=["brief", "toy"],
+)
+def test_training_continues_where_it_stopped(
+    name: str, profile: str, steps: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(name)
+    file = folder / "model.safetensors"
+    before = file.read_bytes()
+    assert train(folder, profile).read_bytes() == before  # there is nothing left to do
     with pytest.raises(SystemExit, match="another profile or seed"):
-        main([*arguments, "--run", str(toy), "--seed", "1"])
-    start = take_up(toy / "model.safetensors")
-    assert (start["step"], set(start)) == (60, {"vae", "unet", "text_encoder", "step", "seconds"})
-    path = main([*arguments, "--run", str(tmp_path), "--from", str(toy / "model.safetensors")])
-    a, b = (minisd.load(p).unet.state_dict() for p in (toy / "model.safetensors", path))
+        train(folder, profile, "--seed", "1")
+    start = resume(file)
+    assert set(start) == {"vae", "unet", "text_encoder", "step", "seconds"}
+    assert start["step"] == steps
+    path = train(tmp_path, profile, "--from", str(file))
+    a, b = (minisd.load(p).unet.state_dict() for p in (file, path))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_stopped_run_leaves_a_file_too(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("diffusion.pt", "model.safetensors"):
-        (toy / name).rename(toy / f"kept {name}")
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [("brief", "brief"), pytest.param("toy", "quick", marks=pytest.mark.slow)],
+    ids=["brief", "toy"],
+)
+def test_a_stopped_training_leaves_a_file_too(
+    name: str, profile: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(name)
+    for file in ("diffusion.pt", "model.safetensors"):
+        (folder / file).rename(folder / f"kept {file}")
     steps = []
 
     def rate(*_: object) -> float:
@@ -260,24 +352,143 @@ def test_a_stopped_run_leaves_a_file_too(toy: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loop, "learning_rate", rate)
     with pytest.raises(loop.Stopped, match="step 4"):
-        main(["--quick", "--data", str(EMOJI), "--run", str(toy), "--device", "cpu"])
-    assert take_up(toy / "model.safetensors")["step"] == 4
-    for name in ("diffusion.pt", "model.safetensors"):
-        (toy / f"kept {name}").replace(toy / name)
+        train(folder, profile)
+    assert resume(folder / "model.safetensors")["step"] == 4
+    for file in ("diffusion.pt", "model.safetensors"):
+        (folder / f"kept {file}").replace(folder / file)
 
 
-def test_toy_is_evaluated(toy: Path, tmp_path: Path) -> None:
-    arguments = [str(toy / "model.safetensors"), "--data", str(EMOJI), "--out", str(tmp_path)]
-    few = ["--labels", "2", "--each", "1", "--drawings", "3", "--prompts", "4", "--steps", "10"]
-    found = evaluate.main([*arguments, *few, "--device", "cpu"])
-    assert found == json.loads((tmp_path / "evaluation.json").read_text())
-    assert found["autoencoder"]["on white"]["n"] == 13
-    assert found["captions"]["ceiling: the real held-out pictures"]["top5"] > 0
-    assert 0 <= found["img2img"]["distance grows"] <= 1
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("brief", ["--labels", "2", "--drawings", "3", "--prompts", "1", "--steps", "2"]),
+        pytest.param(
+            "toy",
+            ["--labels", "2", "--drawings", "3", "--prompts", "4", "--steps", "10"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["brief", "toy"],
+)
+def test_a_file_is_evaluated(
+    name: str, small: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    file = request.getfixturevalue(name) / "model.safetensors"
+    arguments = [str(file), "--data", str(EMOJI), "--out", str(tmp_path), "--each", "1"]
+    report = evaluate.main([*arguments, *small, "--device", "cpu"])
+    assert report == json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["autoencoder"]["on white"]["n"] == 13
+    # The ceilings do not depend on the model: features.py recognizes these real pictures.
+    ceiling = {"top1": 1.0, "top5": 1.0}
+    assert report["captions"]["ceiling: the real held-out pictures"] == {"n": 2, **ceiling}
+    assert report["img2img"]["ceiling: the drawings themselves"] == {"n": 3, **ceiling}
+    distances = [report["img2img"]["distance"][str(s)] for s in evaluate.STRENGTHS]
+    assert distances[0] < distances[3] < distances[-1]
+    assert report["img2img"]["distance grows"] > 0.5
     assert "| img2img: distance grows with strength |" in (tmp_path / "card.md").read_text()
     sheets = {path.name for path in tmp_path.glob("*.png")}
     assert {"prompts.png", "img2img.png", "another prompt.png", "fire.png"} <= sheets
     assert len((Path(evaluate.__file__).parent / "prompts.txt").read_text().splitlines()) == 100
+
+
+@pytest.mark.parametrize("sampler", ["k_lms", "ddim", "k_euler_a"])
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_a_batch_of_prompts_equals_single_runs(
+    sampler: str, strength: float, emoji: minisd.StableDiffusion
+) -> None:
+    """Each picture of `generate` is the one that minisd draws. Picture i has the seed i."""
+    prompts = ["fire", "red apple, 3d", "house"]
+    settings = argparse.Namespace(sampler=sampler, steps=4, guidance=4.0, batch=2)
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    from_noise = evaluate.generate(emoji, prompts, settings)
+    from_images = evaluate.generate(emoji, prompts, settings, images, strength)
+    for i, prompt in enumerate(prompts):
+        events: list[Any] = []
+        arguments = {"steps": 4, "sampler": sampler, "guidance": 4.0, "seed": i}
+        arguments["observe"] = events.append
+        minisd.txt2img(emoji, prompt, **arguments)
+        assert_same_picture(from_noise[i], events[-1])
+        with torch.inference_mode():
+            x0 = emoji.vae.encode(images[i : i + 1])
+        minisd.img2img(emoji, prompt, x0, strength=strength, **arguments)
+        assert_same_picture(from_images[i], events[-1])
+
+
+def assert_same_picture(picture: torch.Tensor, event: minisd.Decoded) -> None:
+    decoded = (event.image[0].clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(picture, decoded, rtol=0, atol=1e-4)
+
+
+NO_MODEL: Any = None  # `generate` is replaced in the tests below
+
+
+def small_settings(tmp_path: Path) -> argparse.Namespace:
+    return argparse.Namespace(out=tmp_path, labels=3, each=1, drawings=4)
+
+
+@pytest.fixture(scope="module")
+def space(pack: data.Pack) -> evaluate.Space:
+    train_rows = np.flatnonzero(data.split(pack.rows) == "train")
+    trained = pack.take(train_rows)
+    white = (on_white(trained.rgba) + 1) / 2
+    return evaluate.Space(white, [row["codepoint"] for row in trained.rows])
+
+
+def test_a_perfect_model_is_right_in_captions(
+    pack: data.Pack, space: evaluate.Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returns the real picture for a prompt; a model that always draws the same is wrong."""
+    white = (on_white(pack.rgba) + 1) / 2
+    index = {f"{r['text']}, {data.STYLES[r['style']][0]}": i for i, r in enumerate(pack.rows)}
+    parts, settings = data.split(pack.rows), small_settings(tmp_path)
+
+    def perfect(sd: object, prompts: list[str], settings: object) -> torch.Tensor:
+        return white[[index[prompt] for prompt in prompts]]
+
+    monkeypatch.setattr(evaluate, "generate", perfect)
+    report = evaluate.evaluate_captions(NO_MODEL, pack, parts, space, settings)
+    assert report["seen"]["n"] > 10 and report["seen"]["top1"] == 1.0
+    ceiling = report["ceiling: the real held-out pictures"]
+    assert {key: report["held out"][key] for key in ceiling} == ceiling
+
+    def constant(sd: object, prompts: list[str], settings: object) -> torch.Tensor:
+        return white[[index[prompts[0]] for _ in prompts]]
+
+    monkeypatch.setattr(evaluate, "generate", constant)
+    report = evaluate.evaluate_captions(NO_MODEL, pack, parts, space, settings)
+    assert report["seen"]["top1"] == pytest.approx(1 / 3, abs=0.05)  # one label of three
+
+
+@pytest.mark.parametrize(("fades", "grows"), [(True, 1.0), (False, 0.0)])
+def test_img2img_is_measured_on_known_results(
+    fades: bool,
+    grows: float,
+    pack: data.Pack,
+    space: evaluate.Space,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Results that fade to white with strength, or from white: distances, edges, subjects."""
+
+    def faded(
+        sd: object, prompts: list[str], settings: object, images: torch.Tensor, strength: float
+    ) -> torch.Tensor:
+        share = strength / 4 if fades else (1 - strength) / 4
+        lines = (images + 1) / 2
+        return lines + share * (1 - lines)
+
+    monkeypatch.setattr(evaluate, "generate", faded)
+    parts, settings = data.split(pack.rows), small_settings(tmp_path)
+    report = evaluate.evaluate_img2img(NO_MODEL, pack, parts, space, settings)
+    assert report["distance grows"] == grows
+    assert set(report["edges stay"].values()) == {1.0}
+    ceiling = report["ceiling: the drawings themselves"]
+    assert report["right at 0.4"] == report["right at 0.7"] == ceiling
+    assert ceiling["top1"] > 0.7
+    assert report["another prompt at 0.7"]["top1"] == 0.0  # these are still the first drawings
 
 
 def test_measures_on_known_pictures() -> None:

@@ -165,7 +165,25 @@ def split_line(line: str) -> tuple[str | None, list[str]]:
 
 
 def shell_words(text: str) -> list[str]:
+    """The words of a text, as a shell splits it. Raises ValueError."""
     try:
-        return shlex.split(text, comments=True)
+        return shlex.split(without_comment(text))
     except ValueError as error:
         raise ValueError(f"{error} in {text!r}") from None
+
+
+def without_comment(text: str) -> str:
+    """The text up to a # that starts a word. (shlex would end the text at any #, as in out#2.)"""
+    quote, backslash = "", False
+    for i, char in enumerate(text):
+        if backslash:
+            backslash = False
+        elif char == "\\" and quote != "'":
+            backslash = True
+        elif quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char == "#" and (i == 0 or text[i - 1].isspace()):
+            return text[:i]
+    return text

@@ -77,11 +77,14 @@ class State:
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a temporary file, which replaces `path` at the end of the block.
 
-    A process that is killed while it writes leaves the old file.
+    If writing fails or the process is killed, the old file stays.
     """
     part = path.with_name(f"{path.name}.part")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class Stopped(SystemExit):

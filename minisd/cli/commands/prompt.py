@@ -1,6 +1,7 @@
 """`minisd` alone: a prompt that takes lines of words and switches and draws each line."""
 
 import argparse
+import codecs
 import re
 import sys
 import warnings
@@ -27,6 +28,7 @@ try:
 except ImportError:  # systems without it
     readline = None
 
+QUIT = ("q", "quit", "exit")
 HELP = "draw what is typed, line by line"
 HISTORY = Path("~/.minisd_history").expanduser()
 COMMANDS = """\
@@ -36,7 +38,7 @@ words -switches       draw: fire -s10 -S42 -I drawing.png -f 0.7    (-h lists th
 !N                    put line N back, to edit or repeat it
 !fetch FILE           put back the line that drew a picture, from the settings inside it
 # ...                 a comment
-q                     quit; so does Ctrl-D. Ctrl-C stops a picture, not the program"""
+q, quit, exit         quit; so does Ctrl-D. Ctrl-C stops a picture, not the program"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
             continue
-        if line == "q":
+        if line in QUIT:
             return 0
         try:
             obey(line, studio, defaults, history)
@@ -78,12 +80,13 @@ def run_file(path: str, studio: Studio, defaults: Request) -> int:
     """Draw each line of a file. A bad line is reported and skipped; then the status is 1."""
     status = 0
     history = History(enabled=False)
-    for number, line in enumerate(read_lines(path), 1):
-        if line == "q":
-            break
-        if line and not line.startswith(("#", "//")):
-            print(f"# {line}")
+    for number, raw in enumerate(read_lines(path), 1):
         try:
+            line = decoded(raw)
+            if line in QUIT:
+                break
+            if line and not line.startswith(("#", "//")):
+                print(f"# {line}")
             obey(line, studio, defaults, history)
         except (ValueError, OSError) as error:
             status = 1
@@ -91,12 +94,26 @@ def run_file(path: str, studio: Studio, defaults: Request) -> int:
     return status
 
 
-def read_lines(path: str) -> Iterator[str]:
+def read_lines(path: str) -> Iterator[bytes]:
+    """The lines of a file, or of standard input, in UTF-8. UTF-16 is converted."""
     if path == "-":
-        yield from (line.strip() for line in sys.stdin)
+        yield from sys.stdin.buffer
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        yield from (line.strip() for line in file)
+    data = Path(path).expanduser().read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows shells write it
+        data = data.decode("utf-16", errors="replace").encode("utf-8")
+    yield from data.removeprefix(codecs.BOM_UTF8).splitlines()
+
+
+def decoded(raw: bytes) -> str:
+    """One line as text. Raises ValueError if it is not plain UTF-8 text."""
+    try:
+        line = raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8: save the file as UTF-8") from None
+    if control := next((char for char in line if ord(char) < 32 and char != "\t"), None):
+        raise ValueError(f"it has the control character {control!r}: remove it")
+    return line
 
 
 def obey(line: str, studio: Studio, defaults: Request, history: "History") -> None:

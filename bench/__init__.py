@@ -1,0 +1,1 @@
+"""Measurements. Run them from the repository's root: `python -m bench.side_by_side`."""
