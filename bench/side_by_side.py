@@ -3,11 +3,15 @@
     pip install '.[test]'
     python -m bench.side_by_side [--model FILE] [--device cuda] [--dtype float32,bfloat16] [--quick]
 
-Each row is timed in pairs, first one system, then the other. A row shows the medians; the median of
-the pairs' ratios (above 1: minisd is faster) and their spread; minisd's first call over its later
-ones; how far the two results are apart; and which share of the machine's own rate of matrix
-products both reach. That rate is measured in the same run. Loads run in processes of their own, and
-also show peak memory and what was read from the disk.
+Each row is timed in pairs, first one system, then the other. It shows
+
+    minisd, other    the medians
+    ratio, spread    the median of the pairs' ratios (above 1: minisd is faster), and their range
+    first            minisd's first call over its later ones
+    apart            the largest difference of the two results, over the largest value
+    share            which part of the machine's own rate of matrix products both reach; that rate
+                     is measured in the same run
+    peak, read       of loads, which run in new processes: memory, and bytes read from the disk
 
 Without FILE, it makes weights of SD 1.x's size: the speed does not depend on their values. With
 `--quick`, it makes a small model, to check that everything runs.

@@ -34,6 +34,7 @@ from minisd.sweeps.results import distance
 
 SKETCH = Path(__file__).parent.parent / "docs" / "pictures" / "fire-sketch.png"
 SEEDS = [1592514025, 1, 2, 3, 4, 5]
+MORE_SEEDS = [*SEEDS, *range(6, 24)]  # for 29 against 30 steps
 DENSE = range(10, 42)
 PAIRS = [60, 80, 120, 160, 240, 320]  # each of these, and one more
 MOST = 640
@@ -114,7 +115,7 @@ def two_causes(sd: minisd.StableDiffusion, drawing: Path) -> None:
     print("\n29 against 30 steps, strength 0.7: distance of the pictures, of 255 levels")
     print("        seed     both   level alone (20 steps)   count alone (level of 29)")
     rows = []
-    for seed in [*SEEDS, *range(6, 24)]:
+    for seed in MORE_SEEDS:
         base = draw(29, 29, seed)
         rows.append([distance(base, draw(*of, seed)) for of in ((30, 30), (30, 29), (29, 30))])
         print_distances(str(seed), rows[-1])

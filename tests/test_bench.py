@@ -90,9 +90,11 @@ def test_trace_cost_runs(monkeypatch, capsys):
     assert lines[0].startswith("a run of 21 steps: ") and len(lines) == 4
 
 
+@pytest.mark.slow
 def test_step_count_runs(monkeypatch, capsys, tmp_path):
     """With three step counts and two seeds. A second run finds its pictures in the folder."""
-    for name, value in {"SEEDS": [1, 2], "DENSE": range(10, 13), "PAIRS": [], "MOST": 14}.items():
+    small = {"SEEDS": [1, 2], "MORE_SEEDS": [1], "DENSE": range(10, 13), "PAIRS": [], "MOST": 14}
+    for name, value in small.items():
         monkeypatch.setattr(step_count, name, value)
     monkeypatch.setattr(sys, "argv", ["step_count", str(tmp_path)])
     tables = []

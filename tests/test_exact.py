@@ -123,10 +123,10 @@ def test_threads(emoji, first, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        again = minisd.img2img(emoji, "fire", PICTURE, seed=5, **SETTINGS)
+        repeated = minisd.img2img(emoji, "fire", PICTURE, seed=5, **SETTINGS)
     finally:
         torch.set_num_threads(before)
-    difference = (again.latent - first.latent).abs().max()
+    difference = (repeated.latent - first.latent).abs().max()
     # More threads may split a sum in other places: float32 rounding, grown over four steps.
     # Another seed's latent is 1 away.
     assert difference <= (0 if threads == before else 1e-3)

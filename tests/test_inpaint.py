@@ -37,8 +37,8 @@ def test_only_the_transparent_part_changes(emoji, picture, sampler):
     kept, kept_after, hidden, hidden_after = parts(picture, result)
     assert np.array_equal(kept, kept_after)
     assert (hidden != hidden_after).mean() > 0.5
-    again = minisd.inpaint(emoji, "crown, noto", picture, sampler=sampler, **SETTINGS)
-    assert again.image.tobytes() == result.image.tobytes()
+    repeated = minisd.inpaint(emoji, "crown, noto", picture, sampler=sampler, **SETTINGS)
+    assert repeated.image.tobytes() == result.image.tobytes()
 
 
 @pytest.mark.parametrize("sampler", ["k_lms", "ddim"])

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from minisd.explorer.runs import Run
 from minisd.figures.attention import heat
-from minisd.figures.data_uri import data_uri
 from minisd.images import to_pil
 from minisd.observe.ledger import Ledger
-from minisd.observe.tiles import latent_image
+from minisd.observe.tiles import data_uri, latent_image
 from minisd.recipes import Job
 from minisd.recipes.recipe import name_of
 from minisd.run import choose

@@ -1,9 +1,9 @@
 """Where two runs separate.
 
 Any two traces whose latents have the same size can be compared: 29 and 30 steps, two seeds, float32
-and bfloat16, another program's. They are compared at the same noise level, not at the same step: at
-each sigma of either run, in the range that both cover. x and x0 of the other run are interpolated
-linearly in sigma between its steps. (A step of Euler or DDIM moves along exactly that line.)
+and bfloat16, another program's. They are compared at the same noise level, not at the same step.
+The levels are each sigma of either run, in the range that both cover. Between a run's own steps, x
+and x0 are interpolated linearly in sigma. (A step of Euler or DDIM moves along exactly that line.)
 
 The distance is the root mean square of the difference over all elements. A latent has variance 1,
 so two unrelated pictures are about 1.4 apart in x0, and 0.1 is a tenth of a latent's spread.

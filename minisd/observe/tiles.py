@@ -1,9 +1,11 @@
-"""Latents as small pictures, without the decoder."""
+"""Latents as small pictures, without the decoder; pictures as text, for pages."""
 
+import base64
+import io
 from collections.abc import Iterable
 
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 
 from minisd.stable_diffusion import SD1_LATENT_RGB
@@ -35,3 +37,15 @@ def latent_tile(
     image = latent_image(latent, factors, bias)
     scale = max(1, round(size / max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def data_uri(image: Image.Image, exact: bool) -> str:
+    """The picture as a data: URI. `exact` keeps every pixel; without it, WebP may change them."""
+    file = io.BytesIO()
+    # WebP is smaller, but cannot be larger than this a side.
+    kind = "webp" if features.check("webp") and max(image.size) < 16384 else "png"
+    if kind == "webp":
+        image.save(file, "WEBP", lossless=exact, quality=90 if exact else 85, method=6)
+    else:
+        image.save(file, "PNG", optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -19,8 +19,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from minisd.figures.data_uri import data_uri
-from minisd.observe.tiles import NO_BIAS, latent_tile
+from minisd.observe.tiles import NO_BIAS, data_uri, latent_tile
 from minisd.observe.watch import Watcher
 from minisd.run import Decoded, Encoded, Event, Noised
 from minisd.samplers import Step

@@ -265,8 +265,9 @@ def size_of(recipe: Recipe, sd: StableDiffusion, image: Image.Image | None) -> t
         scale = min(asked[0] / image.width, asked[1] / image.height)
         size, old, name = floored(image.width * scale, image.height * scale), image.size, ""
         if size != old:
-            sizes = f"{old[0]}x{old[1]}, fitted into {asked[0]}x{asked[1]}: {size[0]}x{size[1]}"
-            warnings.warn(f"{recipe.image or 'the init image'}: {sizes}", stacklevel=3)
+            sizes = f"{old[0]}x{old[1]} was scaled to {size[0]}x{size[1]}"
+            box = f"to fit into {asked[0]}x{asked[1]}"
+            warnings.warn(f"{recipe.image or 'the init image'}: {sizes}, {box}", stacklevel=3)
             old = size
     else:
         size, old, name = floored(*image.size), image.size, recipe.image or "the init image"

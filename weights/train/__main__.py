@@ -26,6 +26,7 @@ from weights.train.pictures import FIRE, on_white, plain_and_augmented, sheet, t
 from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
 from weights.train.words import train_words
 
+FIT_PICTURES = 200  # for fitting the factors of latent previews; as many plain as augmented
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
 
 
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> Path:
     # Fire, the seed document's own prompt, comes eight times as often as other things.
     train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))
     cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
-    sample = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // 200)))
+    sample = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // FIT_PICTURES)))
     pictures = [to_image(image) for image in torch.cat(plain_and_augmented(sample, args.seed))]
     del pack, train
     text = new_text_encoder(profile) if resumed else train_words(cache, profile, folder, args.seed)

@@ -7,8 +7,8 @@ autoencoder   PSNR and SSIM of held-out pictures, on white and as augmented. A s
               originals above their reconstructions.
 captions      300 labels in each main style, and every held-out pair, drawn four times each with the
               prompt `LABEL, STYLE`. Does the nearest training picture have the label (features.py)?
-              Trained and held-out pairs are counted separately. The ceiling is the accuracy of real
-              held-out pictures.
+              Trained and held-out pairs are counted separately. Real held-out pictures give the
+              ceiling.
 prompts       A sheet of the prompts in prompts.txt, which were written before there was a model.
 img2img       Line drawings of a style that was never trained on, with their own label as prompt.
               Does the distance to the drawing grow with strength? Do edges stay in place at 0.4?

@@ -13,7 +13,7 @@ from minisd.observe.plan import Plan, plan, steps_after
 from minisd.recipes.recipe import name_of
 from minisd.schedule import SIGMAS, sigma_to_t, start_index
 
-HELP = "tell what a run will do, without a model"
+HELP = "print what a run will do, without a model"
 
 HIGH, LOW = float(SIGMAS[-1]), float(SIGMAS[0])  # the highest and lowest level of the network
 HEIGHT, WIDTH = 9, 64  # of the picture of the schedule, in characters
