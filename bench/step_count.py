@@ -29,7 +29,7 @@ from minisd.observe.plan import plan
 from minisd.recipes import Recipe, prepare
 from minisd.schedule import sigma_to_t, t_to_sigma
 from minisd.sweeps.axes import combinations
-from minisd.sweeps.drawing import claim, draw_missing, file_name
+from minisd.sweeps.drawing import BATCH, draw_together, file_name
 from minisd.sweeps.results import distance
 
 SKETCH = Path(__file__).parent.parent / "docs" / "pictures" / "fire-sketch.png"
@@ -54,7 +54,7 @@ def settle(sd: minisd.StableDiffusion, folder: Path, drawing: Path) -> None:
         "txt2img, k_lms": text,
         "img2img, k_euler_a": replace(image, sampler="k_euler_a"),
     }.items():
-        pictures = draw_all(sd, recipe, counts, folder / name.replace(", ", "-"))
+        pictures = draw_all(sd, recipe, counts, folder / drawing.stem / name.replace(", ", "-"))
         # By count, the distances of all seeds.
         next_distances = {
             n: [distance(pictures[s, n], pictures[s, n + 1]) for s in SEEDS] for n in pairs
@@ -86,15 +86,17 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     first = prepare(replace(recipe, seed=SEEDS[0]), sd)
     recipes = combinations(first.recipe, {"steps": counts, "seed": SEEDS})
-    jobs = [replace(first, recipe=each) for each in recipes]
-    claim(folder, first, "float32", [file_name(each) for each in recipes])
-    with tqdm(total=len(jobs), desc=folder.name) as bar:
-        for n in draw_missing(jobs, folder):
-            bar.update(n)
-    return {
-        (each.seed, each.steps): Image.open(folder / file_name(each)).convert("RGB")
-        for each in recipes
-    }
+    paths = {(each.seed, each.steps): folder / file_name(each) for each in recipes}
+    missing = [each for each in recipes if not (folder / file_name(each)).exists()]
+    with tqdm(total=len(missing), desc=folder.name) as bar:
+        for i in range(0, len(missing), BATCH):
+            jobs = [replace(first, recipe=each) for each in missing[i : i + BATCH]]
+            for job, result in zip(jobs, draw_together(jobs), strict=True):
+                part = folder / "part.png"  # an interrupted run leaves no half picture
+                result.image.save(part)
+                part.replace(folder / file_name(job.recipe))
+            bar.update(len(jobs))
+    return {key: Image.open(path).convert("RGB") for key, path in paths.items()}
 
 
 def two_causes(sd: minisd.StableDiffusion, drawing: Path) -> None:

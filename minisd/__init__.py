@@ -14,6 +14,7 @@ from minisd.txt2img import txt2img
 # The rooms around the core add their entries to the core's tables here.
 SAMPLERS |= more_samplers.SAMPLERS
 FACTS |= more_samplers.FACTS
+SCHEDULES |= more_samplers.SCHEDULES
 
 __all__ = [
     "SAMPLERS",

@@ -1,38 +1,75 @@
 """Pictures in and out: Pillow <-> tensors (B, 3, H, W) in [-1, 1]."""
 
+import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 Picture = Image.Image | str | Path | np.ndarray
+OPAQUE = 250  # of 255: a pixel with this alpha or more counts as opaque
+# Pillow allows 64 MB of text in a PNG, but only 1 MB in one piece: some workflows are longer.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def open_image(picture: Picture) -> Image.Image:
-    """A picture as RGB, or as RGBA if it can be transparent. EXIF orientation is applied.
+    """A picture in the colours of sRGB, as RGB, or as RGBA if it can be transparent.
 
     picture: a Pillow image, a path, or an array (H, W), (H, W, 3) or (H, W, 4), of 8-bit values or
-    of floats in 0..1. Of an animation, the first frame. Raises OSError for a file that is missing
-    or broken, ValueError for one that is too large and for an array of another form.
+    of floats in 0..1. Of an animation, the first frame. EXIF orientation and colour profile are
+    applied. Raises OSError for a file that is missing or broken, ValueError for one that is too
+    large and for an array of another form.
     """
     if isinstance(picture, np.ndarray):
-        image = from_array(picture)
-    elif isinstance(picture, Image.Image):
-        image = picture
-    else:
-        image = read_image(picture)
+        picture = from_array(picture)
+    image = picture if isinstance(picture, Image.Image) else read_image(picture)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255, not scale
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
-        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = to_8_bits(image)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow cannot convert La to RGBA directly
     has_alpha = image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
+    opened = image.convert("RGBA" if has_alpha else "RGB")
+    if profile:
+        rgb = to_srgb(image, opened.convert("RGB"), profile)
+        opened = Image.merge(opened.mode, [*rgb.split(), *opened.split()[3:]])
+    return opened
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 or 32 bits as L, or as LA. Pillow's own conversion would clip it.
+
+    White is 1 for floats and 65535 for whole numbers, or the largest value if that is more.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    white = max(1 if image.mode == "F" else 65535, values.max(initial=0))
+    grey = (values / white * 255).clip(0, 255).astype(np.uint8)
+    if values.any() and np.mean(grey < 16) > 0.99:
+        span = f"{values.min():g} to {values.max():g}, and {white:g} is white"
+        warnings.warn(f"nearly all of the picture is black: its values are {span}", stacklevel=3)
+    if "transparency" not in image.info:
+        return Image.fromarray(grey)
+    opaque = values != image.info["transparency"]
+    return Image.merge("LA", [Image.fromarray(band) for band in (grey, np.uint8(255) * opaque)])
+
+
+def to_srgb(image: Image.Image, rgb: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in sRGB, from the colours of its ICC profile. `rgb`: the same without profile."""
+    try:
+        source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        is_grey = source.profile.xcolor_space == "GRAY" and image.mode in ("1", "L", "LA")
+        colours = rgb.convert("L") if is_grey else image if image.mode == "CMYK" else rgb
+        converted = ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ImportError) as error:
+        warnings.warn(f"the picture's colour profile cannot be used: {error}", stacklevel=3)
+        return rgb
+    # Profiles of sRGB itself are rounded differently: such pictures keep their bits.
+    difference = np.asarray(converted, np.int16) - np.asarray(rgb, np.int16)
+    return converted if np.abs(difference).max(initial=0) > 1 else rgb
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -42,12 +79,10 @@ def read_image(path: str | Path) -> Image.Image:
             image = Image.open(path)
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise ValueError(f"{path} is too large: it has more than {limit:,} pixels") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # Pillow raises these for broken files
-        raise OSError(f"{path} is a broken picture: {error}") from None
-    except OSError as error:
-        if error.filename:  # missing, not permitted, or a folder: the system's message is clear
+        limit = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise ValueError(f"{path} is too large: it has {limit}") from None
+    except (SyntaxError, ValueError, EOFError, OSError) as error:
+        if getattr(error, "filename", None):  # missing, not permitted, or a folder
             raise
         raise OSError(f"{path} cannot be read as a picture: {error}") from None
     return image
@@ -65,13 +100,17 @@ def from_array(values: np.ndarray) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel of an RGB or RGBA picture is, at least a little."""
-    return image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+    """Whether any pixel of an RGB or RGBA picture is, at least a little: its alpha is below 250."""
+    return image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < OPAQUE
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Lanczos, band by band: Pillow would erase the colours under full transparency."""
-    bands = [band.resize(size, Image.Resampling.LANCZOS) for band in image.split()]
+    """Lanczos, band by band: Pillow would erase the colours under full transparency.
+
+    Alpha is averaged over areas, because Lanczos rings: what is opaque stays opaque.
+    """
+    filters = [Image.Resampling.LANCZOS] * 3 + [Image.Resampling.BOX]
+    bands = [band.resize(size, kind) for band, kind in zip(image.split(), filters)]
     return Image.merge(image.mode, bands)
 
 
@@ -86,7 +125,9 @@ def floor_to_multiple(image: Image.Image, multiple: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(1, 3, H, W) in [-1, 1]. Transparency is dropped: the colours under it appear unblended."""
+    """(1, 3, H, W) in [-1, 1]. Transparency is dropped, with a warning: hidden colours appear."""
+    if is_transparent(image):
+        warnings.warn("the picture's transparency is ignored; inpaint would use it", stacklevel=4)
     values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     return values.float() / 255 * 2 - 1
 

@@ -3,6 +3,7 @@
 import operator
 import random
 import runpy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from minisd.guidance import GuidanceRule
 from minisd.images import Picture, floor_to_multiple, open_image, to_tensor
-from minisd.samplers import SAMPLERS, Generators, Sampler, Step
-from minisd.schedule import SCHEDULES, Schedule, default_schedule, start_index
+from minisd.samplers import SAMPLERS, Rng, Sampler, Step
+from minisd.schedule import SCHEDULES, SIGMAS, Schedule, default_schedule, levels_of, start_index
 from minisd.stable_diffusion import StableDiffusion
 
 
@@ -117,13 +118,33 @@ def encode(sd: StableDiffusion, image: Picture | Tensor) -> Tensor:
     return image.to(sd.device, torch.float32)
 
 
-def remaining(schedule: Schedule, steps: int, strength: float) -> list[float]:
+def remaining(schedule: Schedule, steps: int, strength: float = 1.0) -> list[float]:
     """The noise levels from where a run of this strength starts, down to the end.
 
     At strength 0 no step is left that could remove noise, so none is added: the list is [0.0].
+    Raises ValueError for levels that no run can use, and warns of levels that spoil a picture.
     """
-    sigmas = schedule(steps)[start_index(steps, strength) :]
+    levels = levels_of(schedule, steps)
+    for doubt in doubts(levels):
+        warnings.warn(doubt, stacklevel=4)  # at the line that called img2img
+    sigmas = levels[start_index(steps, strength) :]
     return sigmas if len(sigmas) > 1 else [0.0]
+
+
+def doubts(sigmas: list[float]) -> list[str]:
+    """What may spoil a picture that is drawn on this schedule, a sentence each."""
+    low, high = float(SIGMAS[0]), float(SIGMAS[-1])
+    notes = []
+    outside = [sigma for sigma in sigmas if sigma and not low - 1e-6 <= sigma <= high + 1e-5]
+    if outside:
+        trained = f"the network was trained on {low:.4f} to {high:.2f}"
+        notes.append(f"the schedule has the noise level {outside[0]:.6g}, but {trained}")
+    if sigmas[0] < 3.9:  # the network expects more than a quarter of picture in its input
+        start = f"the schedule starts at sigma {sigmas[0]:.2f}, far from pure noise"
+        notes.append(f"{start}: use more steps, or the schedule model")
+    if sigmas[-1] > low + 1e-6:
+        notes.append(f"the schedule ends at sigma {sigmas[-1]:g}: that noise stays in the picture")
+    return notes
 
 
 def seeded(seed: int | Sequence[int] | None) -> tuple[list[torch.Generator], list[int]]:
@@ -153,7 +174,7 @@ def draw_noise(x0: Tensor, rngs: list[torch.Generator], noise: Tensor | None = N
     return noise.to(x0).expand(drawn.shape)
 
 
-def random_stream(sample: Sampler, rngs: list[torch.Generator]) -> dict[str, Generators]:
+def random_stream(sample: Sampler, rngs: list[torch.Generator]) -> dict[str, Rng]:
     """The generators as an argument, if the sampler takes one: it then draws noise."""
     names = signature(sample).parameters
     if "generator" not in names and all(p.kind != Parameter.VAR_KEYWORD for p in names.values()):

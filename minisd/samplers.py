@@ -29,7 +29,7 @@ from torch import Tensor
 
 PredictEps = Callable[[Tensor, float], Tensor]
 Sampler = Callable[..., Iterator["Step"]]
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Rng = torch.Generator | Sequence[torch.Generator] | None  # a list: one for each image
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, 
     return (sigma_next**2 - up**2) ** 0.5, up
 
 
-def fresh_noise(x: Tensor, generator: Generators) -> Tensor:
+def fresh_noise(x: Tensor, generator: Rng) -> Tensor:
     """Normal noise of x's shape, drawn on the CPU; for a list of generators, each image's own."""
     if isinstance(generator, Sequence):
         return torch.cat([torch.randn(1, *x.shape[1:], generator=g) for g in generator]).to(x)
     return torch.randn(x.shape, generator=generator).to(x)
 
 
-def check_eta(eta: float, generator: Generators) -> None:
+def check_eta(eta: float, generator: Rng) -> None:
     if eta < 0:
         raise ValueError(f"eta must be 0 or more, not {eta}")
     if eta > 0 and generator is None:
@@ -129,11 +129,7 @@ def check_eta(eta: float, generator: Generators) -> None:
 
 
 def ddim(
-    predict_eps: PredictEps,
-    x: Tensor,
-    sigmas: list[float],
-    eta: float = 0.0,
-    generator: Generators = None,
+    predict_eps: PredictEps, x: Tensor, sigmas: list[float], eta: float = 0.0, generator: Rng = None
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2020, equation 12): Euler's method with eta 0, as noisy as DDPM with eta 1.
 
@@ -151,11 +147,7 @@ def ddim(
 
 
 def k_euler_a(
-    predict_eps: PredictEps,
-    x: Tensor,
-    sigmas: list[float],
-    eta: float = 1.0,
-    generator: Generators = None,
+    predict_eps: PredictEps, x: Tensor, sigmas: list[float], eta: float = 1.0, generator: Rng = None
 ) -> Iterator[Step]:
     """Euler's step to `down`, then fresh noise of `up`. k-diffusion: sample_euler_ancestral.
 
@@ -214,11 +206,7 @@ def k_dpm_2(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator
 
 
 def k_dpm_2_a(
-    predict_eps: PredictEps,
-    x: Tensor,
-    sigmas: list[float],
-    eta: float = 1.0,
-    generator: Generators = None,
+    predict_eps: PredictEps, x: Tensor, sigmas: list[float], eta: float = 1.0, generator: Rng = None
 ) -> Iterator[Step]:
     """k_dpm_2's step to `down`, then fresh noise of `up`. k-diffusion: sample_dpm_2_ancestral."""
     check_eta(eta, generator)
@@ -257,11 +245,7 @@ def k_dpmpp_2(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterat
 
 
 def k_dpmpp_2_a(
-    predict_eps: PredictEps,
-    x: Tensor,
-    sigmas: list[float],
-    eta: float = 1.0,
-    generator: Generators = None,
+    predict_eps: PredictEps, x: Tensor, sigmas: list[float], eta: float = 1.0, generator: Rng = None
 ) -> Iterator[Step]:
     """DPM-Solver++(2S) to `down`, by x0 halfway in lambda; then fresh noise of `up`.
 
@@ -327,18 +311,8 @@ class Facts(NamedTuple):
     uneven_order: int | None = None  # the order where long and short steps alternate, if it differs
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "k_lms": k_lms,
-    "ddim": ddim,
-    "plms": plms,
-    "k_euler": k_euler,
-    "k_euler_a": k_euler_a,
-    "k_heun": k_heun,
-    "k_dpm_2": k_dpm_2,
-    "k_dpm_2_a": k_dpm_2_a,
-    "k_dpmpp_2": k_dpmpp_2,
-    "k_dpmpp_2_a": k_dpmpp_2_a,
-}
+TEN = (k_lms, ddim, plms, k_euler, k_euler_a, k_heun, k_dpm_2, k_dpm_2_a, k_dpmpp_2, k_dpmpp_2_a)
+SAMPLERS: dict[str, Sampler] = {sampler.__name__: sampler for sampler in TEN}
 FACTS: dict[str, Facts] = {
     "k_lms": Facts("LMS", 4, "0123", memory=True),
     "ddim": Facts("DDIM", 1, "0000", normals=10),

@@ -7,8 +7,9 @@ levels, from t = 0 (almost clean) to t = 999 (almost pure noise).
 """
 
 import math
-import operator
 from collections.abc import Callable
+from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 
@@ -49,33 +50,19 @@ def karras(steps: int, rho: float = 7.0) -> list[float]:
     return [float(s) ** rho for s in np.linspace(high, low, check_steps(steps))] + [0.0]
 
 
-def exponential(steps: int) -> list[float]:
-    """Sigmas evenly spaced in log sigma from 14.61 to 0.0292, then 0.
-
-    k-diffusion: get_sigmas_exponential; "uniform logSNR" in the papers on DPM-Solver.
-    """
-    logs = np.linspace(LOG_SIGMAS[-1], LOG_SIGMAS[0], check_steps(steps))
-    return [math.exp(log) for log in logs] + [0.0]
-
-
 def ddim(steps: int) -> list[float]:
-    """Sigmas at t = 1 + i * (1000 // steps), highest first, then that of t = 0: 0.0292, not 0.
+    """Sigmas at t = 1 + floor(i * 1000 / steps), highest first, then that of t = 0: 0.0292, not 0.
 
-    CompVis: make_ddim_timesteps and make_ddim_sampling_parameters. Unlike the original it always
-    has `steps` steps: the original runs 31 when asked for 30, and fails for 110.
+    CompVis's rule, which rounds 1000 / steps first, is `ddim_original`. Some of its schedules start
+    far below the noisiest levels. Counts that divide 1000 give the same levels.
     """
     if check_steps(steps) > 999:
         raise ValueError(f"the ddim schedule can have 1 to 999 steps, not {steps}")
-    timesteps = [1 + i * (1000 // steps) for i in range(steps)]
-    return [float(SIGMAS[t]) for t in reversed(timesteps)] + [float(SIGMAS[0])]
+    timesteps = [1 + i * 1000 // steps for i in reversed(range(steps))]
+    return [float(SIGMAS[t]) for t in [*timesteps, 0]]
 
 
-SCHEDULES: dict[str, Schedule] = {
-    "model": model,
-    "karras": karras,
-    "exponential": exponential,
-    "ddim": ddim,
-}
+SCHEDULES: dict[str, Schedule] = {"model": model, "karras": karras, "ddim": ddim}
 
 
 def default_schedule(sampler: object) -> str:
@@ -96,9 +83,23 @@ def start_index(steps: int, strength: float) -> int:
 
 
 def check_steps(steps: int) -> int:
-    try:
-        if operator.index(steps) >= 1:
-            return steps
-    except TypeError:
-        pass
+    if isinstance(steps, Integral) and steps >= 1:
+        return steps
     raise ValueError(f"steps must be a whole number, 1 or more, not {steps!r}")
+
+
+def levels_of(schedule: Schedule, steps: int) -> list[float]:
+    """Its steps + 1 levels as floats. Raises ValueError for levels that no run can use."""
+    sigmas = schedule(check_steps(steps))
+    try:
+        levels = [float(sigma) for sigma in sigmas]
+    except (TypeError, ValueError, RuntimeError):  # numpy and torch raise different ones
+        text = " ".join(f"{sigmas!r}".split())
+        raise ValueError(f"a schedule must return a list of numbers, not {text:.60}") from None
+    if len(levels) != steps + 1:
+        raise ValueError(f"{steps} steps need {steps + 1} noise levels, not {len(levels)}")
+    for sigma, sigma_next in pairwise(levels):
+        if not math.inf > sigma > sigma_next >= 0:
+            pair = f"{sigma_next:g} follows {sigma:g}"
+            raise ValueError(f"a schedule's noise levels must fall, to 0 or above: {pair}")
+    return levels

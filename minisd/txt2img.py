@@ -16,10 +16,11 @@ from minisd.run import (
     draw_noise,
     ignore,
     random_stream,
+    remaining,
     seeded,
 )
 from minisd.samplers import Sampler
-from minisd.schedule import Schedule, check_steps
+from minisd.schedule import Schedule
 from minisd.stable_diffusion import StableDiffusion
 
 
@@ -50,7 +51,7 @@ def txt2img(
         sides = f"multiples of {sd.multiple} for this model"
         raise ValueError(f"width and height must be {sides}, not {width}x{height}")
     sample, schedule, guidance = choose(sampler, schedule, guidance)
-    sigmas = schedule(check_steps(steps))
+    sigmas = remaining(schedule, steps)
     rngs, seeds = seeded(seed)
     observe = observe or ignore
 

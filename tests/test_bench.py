@@ -102,6 +102,6 @@ def test_step_count_runs(monkeypatch, capsys, tmp_path):
         step_count.main()
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
-    assert len(list(tmp_path.glob("img2img-k_lms/*.png"))) == 4 * 2
+    assert len(list(tmp_path.glob("fire-sketch/img2img-k_lms/*.png"))) == 4 * 2
     lines = [line for line in tables[0].split("\n") if "to   11 steps" in line]
     assert len(lines) == 3 and (tmp_path / "settle.png").exists()

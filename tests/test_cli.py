@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import minisd
-from minisd.cli import files, studio
+from minisd.cli import studio
 from minisd.cli.main import COMMANDS, main
 from minisd.cli.switches import read_line
+from minisd.files import write_file
 from minisd.recipes.dream import dream_line, read_dream
 from minisd.recipes.metadata import sha256
 from minisd.recipes.variations import noise_of, seed_chain, slerp, varied_noise
@@ -65,9 +67,9 @@ def test_nothing_is_overwritten(folder):
     for _ in range(2):
         run("txt2img", "fire", "-s1", "-S42")
     assert made(folder) == ["000001.42.png", "000002.42.png"]
-    with pytest.raises(OSError, match="000001"):
-        samples = folder / "outputs/img-samples"
-        files.save_png(Image.new("RGB", (8, 8)), samples, "000001.42.png", {})
+    samples = folder / "outputs/img-samples"
+    with pytest.raises(FileExistsError, match="000001"):
+        write_file(samples / "000001.42.png", b"new")
     assert not list(samples.glob(".*"))
 
 
@@ -431,7 +433,7 @@ Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 12, Size: 512x768, Mode
 
 
 def png(path, **texts):
-    info = files.PngInfo()
+    info = PngInfo()
     for key, value in texts.items():
         info.add_text(key.replace("_", "-") if key == "sd_metadata" else key, value)
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
@@ -480,7 +482,7 @@ def test_broken_metadata_gets_one_line(folder, capsys, texts):
 
 
 def test_huge_text_is_refused(folder, capsys):
-    info = files.PngInfo()
+    info = PngInfo()
     info.add_text("Dream", "x" * 5_000_000, zip=True)  # 5 kB in the file
     Image.new("RGB", (8, 8)).save("bomb.png", pnginfo=info)
     run("recall", "bomb.png", status=1)

@@ -27,6 +27,7 @@ def run_and_record(draw, *args, **kwargs):
     return draw(*args, observe=events.append, **kwargs), events
 
 
+@pytest.mark.filterwarnings("ignore:the schedule starts at sigma")  # ddim with one step
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(list(minisd.SAMPLERS)),

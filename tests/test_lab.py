@@ -193,9 +193,11 @@ def test_the_command_writes_a_card_and_a_page(tmp_path, capsys):
     for svg in page.split("<svg")[1:]:
         ET.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
 
+    assert main(["lab", "k_lms", "--html", str(page_file)]) == 0  # a page of minisd's own
+    assert "order=2" not in page_file.read_text(encoding="utf-8")
+    page_file.write_text("mine")
     assert main(["lab", "k_lms", "--html", str(page_file)]) == 2
-    assert "never overwrites" in capsys.readouterr().err
-    assert page_file.read_text(encoding="utf-8") == page
+    assert "overwrites only" in capsys.readouterr().err and page_file.read_text() == "mine"
 
 
 def test_the_command_certifies_a_function_in_a_file(tmp_path, capsys):
@@ -223,7 +225,8 @@ def test_the_command_certifies_k_lms_guarded(capsys):
         (["k_lms", "--set", "eta=1"], "k_lms has no option 'eta'; it has order"),
         (["k_lms", "--compare", "k_elms"], "there is no sampler named 'k_elms'"),
         (["k_lms", "--schedule", "k_arras"], "there is no schedule named 'k_arras'"),
-        (["k_lms", "--html", "nowhere/page.html"], "there is no folder nowhere"),
+        (["k_lms", "--html", "page.txt"], "page.txt should end in .html"),
+        (["k_lms", "--html", "pyproject.toml/page.html"], "pyproject.toml is a file, not a folder"),
     ],
 )
 def test_the_command_names_the_mistake(words, complaint, capsys):

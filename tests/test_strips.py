@@ -480,7 +480,7 @@ def test_strip_writes_a_new_file_each_time(folder):
         ("strip fire -A k_lsm", "no sampler named 'k_lsm'"),
         ("strip fire -A k_lms,mine.py:mine", "there is no file mine.py"),
         ("strip fire --tile 0", "--tile must be 1 or more"),
-        ("strip fire --to sheet", "--to sheet: name a picture"),
+        ("strip fire --to sheet", "sheet should end in .png, as in sheet.png"),
         ("strip fire -I missing.png", "there is no file missing.png"),
         ("diff in.png in.png", "in.png cannot be read as a trace"),
         ("diff a.safetensors in.png", "there is no file a.safetensors"),
@@ -542,7 +542,7 @@ def test_a_sweep_continues_after_an_interruption(folder, monkeypatch, emoji, cap
     count = emoji.unet.register_forward_hook(lambda *_: calls.append(1))
     interrupted = Interrupted(after=2)
     with monkeypatch.context() as patch:
-        patch.setattr("minisd.sweeps.drawing.os.replace", interrupted)
+        patch.setattr("minisd.files.writing.os.link", interrupted)
         run(line, status=130)
     assert interrupted.calls == 3 and len(list((folder / "out").glob("f*.png"))) == 2
     assert not list((folder / "out").glob(".*"))  # no half-written files are left
@@ -573,7 +573,7 @@ def test_a_sweep_inpaints(folder, emoji):
 
 
 class Interrupted:
-    """os.replace; Ctrl-C is pressed after some pictures."""
+    """os.link; Ctrl-C is pressed after some pictures."""
 
     def __init__(self, after):
         self.after, self.calls = after, 0
@@ -583,7 +583,7 @@ class Interrupted:
             self.calls += 1
             if self.calls > self.after:
                 raise KeyboardInterrupt
-        shutil.move(a, b)
+        shutil.copy(a, b)
 
 
 @pytest.mark.parametrize("name", ["s2-k_lms-S1.png", "sheet.png", "distances.csv", "sweep.json"])

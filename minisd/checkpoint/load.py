@@ -44,8 +44,9 @@ def load(
     try:
         parts = by_model(tensors)  # 2. which tensor belongs to which model
         facts = read_facts(metadata)  # 3. what names and shapes do not show
+        # 4. the architecture: the models, still without memory
         shapes = {part: {name: t.shape for name, t in parts[part].items()} for part in parts}
-        models = build(shapes, facts.pop("unet_heads", 8), facts.pop("text_heads", 12))  # 4.
+        models = build(shapes, facts.pop("unet_heads", 8), facts.pop("text_heads", 12))
         with open(path, "rb") as file:
             warn_of_other_schedule(tensors, file)
             for part, model in models._asdict().items():  # 5. the numbers

@@ -20,7 +20,9 @@ from minisd.cli.commands import (
     sweep,
     txt2img,
 )
-from minisd.cli.messages import in_words, print_warning
+from minisd.cli.messages import did_you_mean, in_words, is_expected, print_warning, visible
+from minisd.cli.streams import safe_streams
+from minisd.cli.switches import Parser
 
 
 class Command(NamedTuple):
@@ -48,8 +50,17 @@ Stable Diffusion 1.x, small enough to read and exact enough to trust.
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv in (["-h"], ["--help"]):
+    with safe_streams() as output:
+        status = answer(sys.argv[1:] if argv is None else argv)
+        output.flush()
+        if output.failure:
+            print(f"minisd: standard output: {output.failure}", file=sys.stderr)
+            status = status or 1
+    return status
+
+
+def answer(argv: list[str]) -> int:
+    if argv in (["-h"], ["--help"], ["help"]):
         print(USAGE)
         for name, command in COMMANDS.items():
             print(f"  {name:10} {command.help}")
@@ -59,19 +70,24 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0] if argv and not argv[0].startswith("-") else ""
     if name and name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"minisd: there is no command {name}; choose from {known}", file=sys.stderr)
+        known, hint = ", ".join(COMMANDS), did_you_mean(name, COMMANDS)
+        if not hint:
+            hint = '. To draw, type minisd txt2img "a prompt"'
+        problem = f"there is no command {visible(name)}; choose from {known}{hint}"
+        print(f"minisd: {problem}", file=sys.stderr)
         return 2
 
     command = COMMANDS.get(name, PROMPT)
-    parser = argparse.ArgumentParser(prog=f"minisd {name}".strip(), description=command.help)
+    parser = Parser(prog=f"minisd {name}".strip(), description=command.help)
     with warnings.catch_warnings():
         warnings.showwarning = print_warning
         warnings.simplefilter("always", UserWarning)
         try:
             command.configure(parser)
             return command.run(parser.parse_args(argv[1:] if name else argv))
-        except (ValueError, OSError) as error:  # a user's mistake, or a file's fault
+        except Exception as error:
+            if not is_expected(error):
+                raise
             print(f"minisd: {in_words(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

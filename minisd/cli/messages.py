@@ -1,15 +1,89 @@
-"""How errors and warnings are shown: one line each."""
+"""How text is shown: errors and warnings in one line each, and nothing that steers the terminal."""
 
+import errno
+import re
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import torch
+
+# Control characters, line ends of all kinds, signs that reverse the direction of text, and bytes
+# that are not text (Python reads those as lone surrogates).
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+# What libraries say when memory runs out: torch, oneDNN, the C++ library, the system, CUDA.
+NO_MEMORY = re.compile(
+    r"not enough memory|out of memory|can(no|')t allocate memory|bad_?alloc|alloc_failed|"
+    r"could not create a (primitive|memory)",
+    re.I,
+)
+
+
+def visible(text: object) -> str:
+    """The text in one line, with an escape such as \\x1b in place of what cannot be shown.
+
+    Text in pictures and names of files come from strangers: what is printed must not change the
+    terminal's title or colours, nor look like a line of minisd's own.
+    """
+    return UNPRINTABLE.sub(lambda match: escape(match[0]), str(text))
+
+
+def escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def print_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a note; takes the arguments of warnings.showwarning."""
-    print(f"note: {message}", file=sys.stderr)
+    print(f"note: {visible(message)}", file=sys.stderr)
 
 
-def in_words(error: Exception) -> str:
-    """An error's message. A system error's number is left out."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+def in_words(error: BaseException) -> str:
+    """An error's message, in one line. A system error's number is left out."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return visible(f"{name}{error.strerror}")
+    if is_out_of_memory(error) and not str(error):
+        return "there is not enough memory"
+    return visible(error)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)`, or nothing if no name is like the word."""
+    matches = get_close_matches(word, names, 1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the user can do something about an error. All others are bugs: of minisd, or of the
+    user's own sampler."""
+    return isinstance(error, ValueError | OSError) or is_out_of_memory(error)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, whichever library raised it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
+
+
+@contextmanager
+def memory_for(purpose: str, remedy: str) -> Iterator[None]:
+    """Raise MemoryError with a message in one line where memory runs out within the block."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"there is not enough memory {purpose}: {remedy}"
+    else:
+        return
+    # Raised here, without the first error: its traceback would keep the large tensors alive.
+    raise MemoryError(message)

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -16,10 +17,19 @@ from tqdm import tqdm
 
 from minisd import fast
 from minisd.checkpoint import load
-from minisd.cli.files import LOG, next_prefix, open_folder, save_png
+from minisd.cli.messages import in_words, visible
 from minisd.cli.model_files import find_model
 from minisd.cli.switches import Request
 from minisd.figures.contact_sheet import grid
+from minisd.files import (
+    append_line,
+    check_folder,
+    next_number,
+    numbered,
+    open_folder,
+    png_bytes,
+    write_first,
+)
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan, steps_after
 from minisd.observe.watch import together
@@ -31,6 +41,8 @@ from minisd.run import Event, Observer, Result, choose
 from minisd.samplers import Step
 from minisd.schedule import sigma_to_t
 from minisd.stable_diffusion import StableDiffusion
+
+LOG = "minisd_log.txt"
 
 
 def load_model(name: str | None, device: str | None, dtype: str) -> StableDiffusion:
@@ -62,6 +74,7 @@ class Studio:
         self.model, self.device, self.dtype = args.model, args.device, args.dtype
         self.paths: list[Path] = []
         self.seeds: list[int] = []
+        self.init_hashes: dict[str, str | None] = {}  # SHA-256 by the name of the file
 
     @cached_property
     def sd(self) -> StableDiffusion:
@@ -81,7 +94,27 @@ class Studio:
         for path in (recipe.image, recipe.mask):
             if path is not None and not Path(path).exists():
                 raise FileNotFoundError(f"there is no file {path}")
-        return prepare(recipe, self.sd)
+        sd = self.sd
+        if recipe.image is not None:  # the file may change, or be removed, during the drawing
+            self.init_hashes[str(recipe.image)] = hash_of_file(recipe.image)
+        return prepare(recipe, sd)
+
+    @cached_property
+    def facts(self) -> Model:
+        """What pictures say about the model. Waits for the checkpoint's hash."""
+        try:
+            checkpoint = self.checkpoint_hash.result()
+        except OSError as error:
+            warnings.warn(f"pictures will not name the checkpoint: {in_words(error)}", stacklevel=2)
+            checkpoint = ""
+        return Model(self.sd.name, checkpoint, self.dtype, version("minisd"))
+
+    def texts(self, recipe: Recipe, size: tuple[int, int]) -> dict[str, str]:
+        """The text chunks of this recipe's picture; size: width and height in pixels."""
+        image = None if recipe.image is None else str(recipe.image)
+        if image is not None and image not in self.init_hashes:  # a picture that was just written
+            self.init_hashes[image] = hash_of_file(image)
+        return texts(recipe, size, self.facts, self.init_hashes.get(image or ""))
 
     def draw(self, job: Job, *observers: Observer, label: str = "", refuse: bool = True) -> Result:
         """Run a job, with a progress bar and a ledger whose line is printed."""
@@ -95,11 +128,12 @@ class Studio:
     def make(self, request: Request) -> list[Path]:
         """Draw what a line asks for, and write it. Returns the files, in order."""
         request = self.resolve(request)
-        folder = open_folder(request.outdir)
+        folder = check_folder(request.outdir)
         job = self.prepare(request.recipe)
+        open_folder(folder)
         self.checkpoint_hash  # noqa: B018 (starts now, and is ready when the picture is)
         print(describe_steps(job.recipe))
-        prefix, images, paths = next_prefix(folder), [], []
+        first_number, images, paths = next_number(folder), [], []
 
         def draw(
             job: Job, number: int | None, label: str
@@ -109,8 +143,8 @@ class Studio:
             drawn = []
             for image, seed in zip(result.images, result.seeds, strict=True):
                 recipe = replace(job.recipe, seed=seed)
-                name = f"{prefix:06}.{seed if number is None else number}.png"
-                path = self.save(image, recipe, folder, name, f"[{label or 1}]")
+                names = numbered(folder, first_number, f"{seed if number is None else number}.png")
+                path = self.save(image, recipe, names, f"[{label or 1}]")
                 images.append(image)
                 paths.append(path)
                 drawn.append((image, path, recipe))
@@ -128,8 +162,9 @@ class Studio:
                     next_job = replace(one_job, recipe=variant, image=image, mask=None)
                     draw(next_job, None, f"variant {k}")
         if request.grid and len(images) > 1:
-            name = f"{prefix:06}.{jobs[0][1] or self.seeds[-len(jobs)]}.grid.png"
-            paths.append(self.save(grid(images), jobs[0][0].recipe, folder, name, "[grid]"))
+            ending = f"{jobs[0][1] or self.seeds[-len(jobs)]}.grid.png"
+            names = numbered(folder, first_number, ending)
+            paths.append(self.save(grid(images), jobs[0][0].recipe, names, "[grid]"))
         return paths
 
     def resolve(self, request: Request) -> Request:
@@ -160,19 +195,28 @@ class Studio:
             print(f"{asked}: -s {recipe.steps}")
         return replace(request, recipe=recipe)
 
-    def save(self, image: Image.Image, recipe: Recipe, folder: Path, name: str, label: str) -> Path:
-        """Write a picture with its recipe inside, and a line in the folder's log."""
-        init_hash = sha256(recipe.image) if recipe.image else None
-        checkpoint = self.checkpoint_hash.result()
-        model = Model(self.sd.name, checkpoint, self.dtype, version("minisd"))
-        chunks = texts(recipe, image.size, model, init_hash)
-        path = save_png(image, folder, name, chunks)
+    def save(self, image: Image.Image, recipe: Recipe, names: Iterator[Path], label: str) -> Path:
+        """Write a picture with its recipe inside, and a line in the folder's log.
+
+        The picture gets the first name that is free.
+        """
+        chunks = self.texts(recipe, image.size)
+        path = write_first(names, png_bytes(image, chunks))
         self.paths.append(path)
-        line = f"{path}: {chunks['Dream']}"
-        with open(folder / LOG, "a", encoding="utf-8") as log:
-            log.write(line + "\n")
+        line = visible(f"{path}: {chunks['Dream']}")
+        try:
+            append_line(path.with_name(LOG), line)
+        except OSError as error:
+            warnings.warn(f"the log has no line for this picture: {in_words(error)}", stacklevel=2)
         print(f"{label} {path if label == '[grid]' else line}")
         return path
+
+
+def hash_of_file(path: str | Path) -> str | None:
+    """SHA-256 in hexadecimal; None for what can be read only once: a pipe, or standard input."""
+    if not Path(path).is_file() or str(path).startswith("/dev/"):
+        return None
+    return sha256(path)
 
 
 def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:

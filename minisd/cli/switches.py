@@ -2,14 +2,18 @@
 
 Names, defaults and ranges are InvokeAI's (recipes/dream.py). A switch that is not typed leaves no
 trace in the namespace, so that a recipe from a picture, or the prompt's defaults, can show through.
+A typed switch counts, also with its default as value. The value `default` takes a switch back, and
+a switch without a value has an opposite (TAKE_BACK).
 """
 
 import argparse
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
+from minisd.cli.messages import did_you_mean, visible
 from minisd.recipes import Recipe
 from minisd.recipes.dream import BY_FIELD, FLAGS, between, split_line
 from minisd.schedule import SCHEDULES
@@ -31,15 +35,28 @@ HELP = {
     "strength": ("X", "0..1: 0 keeps the init image, 1 almost ignores it (0.75)"),
     "mask": ("FILE", "inpainting: redraw where this picture is transparent, or where it is black "
              "if it has no transparency. Without -M, redraw where the init image is transparent"),
-    "fit": (None, "scale the init image, up or down, to fit inside width x height"),
-    "paste": (None, "inpainting: do not put the kept pixels back; show the decoder's picture"),
+    "fit": (None, "scale the init image, up or down, to fit inside width x height (--no-fit: not)"),
+    "paste": (None, "inpainting: do not put the kept pixels back; show the decoder's picture "
+              "(--paste: put them back)"),
     "variations": ("SEED:WEIGHT,...", "move the noise of -S towards the noise of these seeds"),
-    "normalize": (None, "do not scale a blend's weights to sum to 1"),
+    "normalize": (None, "do not scale a blend's weights to sum to 1 (--normalize: do)"),
     "options": ("OPTION=VALUE", "an option of the sampler, such as eta=0.5; may be repeated"),
 }  # fmt: skip
 OF_IMAGE = ("image", "strength", "mask", "fit", "paste")  # fields that need an init image
 LISTS = ("steps", "seed", "sampler", "strength")  # fields that strip and sweep take lists of
 RECIPE_FIELDS = {item.name for item in fields(Recipe)}
+# The opposite of each switch without a value. It takes back what the prompt's defaults or a
+# picture's recipe say.
+TAKE_BACK = {
+    "fit": "--no-fit",
+    "paste": "--paste",
+    "normalize": "--normalize",
+    "grid": "--no-grid",
+    "wrong_anyway": "--no-wrong-anyway",
+}
+DEFAULT = "default"  # the value that takes back any other switch
+NO_DEFAULT = object()  # of a switch whose default is not known here
+EPILOG = f"The value {DEFAULT} takes a switch back, as in -S {DEFAULT} or --schedule {DEFAULT}."
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,34 @@ class SwitchError(ValueError):
     """A switch that cannot be understood."""
 
 
-class LineParser(argparse.ArgumentParser):
-    """A parser that raises SwitchError where argparse would end the program."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line. It ends the program with status 2."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        values, extra = self.parse_known_args(args, namespace)
+        if extra:
+            self.error(self.about_extra_words(extra))
+        return values
+
+    def about_extra_words(self, words: list[str]) -> str:
+        first = next((i for i, word in enumerate(words) if word.startswith("-")), None)
+        if first is None:
+            remedy = "put a prompt or a file name that has spaces in quotes"
+            return f"{' '.join(words)!r} belongs to no switch: {remedy}"
+        names = [name for action in self._actions for name in action.option_strings]
+        hint = did_you_mean(words[first].partition("=")[0], names)
+        return f"there is no switch {' '.join(words[first:])}{hint}"
 
     def error(self, message: str) -> NoReturn:
-        raise SwitchError(message.replace("argument ", "", 1))
+        text = visible(message.removeprefix("argument "))
+        self.exit(2, f"{self.prog}: {text} ({self.prog} -h lists the switches)\n")
+
+
+class LineParser(Parser):
+    """A parser that raises SwitchError instead."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SwitchError(message.removeprefix("argument "))
 
 
 # ---- adding switches to a parser -----------------------------------------------------------------
@@ -79,19 +119,19 @@ def add_recipe_switches(
     image False leaves out those that need an init image. With `lists`, -s, -S, -A and -f take
     several values with commas between them.
     """
+    parser.epilog = EPILOG
     for name, (metavar, text) in HELP.items():
         if name in OF_IMAGE and not image:
             continue
         switch = BY_FIELD[name]
-        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if switch.convert is None:
-            keywords |= {"action": "store_const", "const": FLAGS[name]}
-        else:
-            convert = value_type(switch.convert, comma_list=lists and name in LISTS)
-            keywords |= {"metavar": metavar, "type": convert}
-        if name == "options":
-            keywords["action"] = "append"
-        parser.add_argument(*switch.names, **keywords)
+            add_flag(parser, switch.names, name, text, FLAGS[name])
+            continue
+        is_list = lists and name in LISTS
+        convert = value_type(switch.convert, is_list, getattr(Recipe(""), name))
+        action = "append" if name == "options" else "store"
+        parser.add_argument(*switch.names, dest=name, default=argparse.SUPPRESS, help=text,
+                            metavar=metavar, type=convert, action=action)  # fmt: skip
     text = "draw even if the noise added is not what the network expects: warn instead of stopping"
     add_more(parser, "--wrong-anyway", "wrong_anyway", text)
     if image:
@@ -137,19 +177,40 @@ def add_more(
     metavar: str | None = None,
 ) -> None:
     """Add a switch that is not a field of the recipe; without `convert` it has no value."""
-    keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": text}
     if convert is None:
-        parser.add_argument(*names.split(), action="store_true", **keywords)
-    else:
-        parser.add_argument(*names.split(), type=value_type(convert), metavar=metavar, **keywords)
+        add_flag(parser, names.split(), dest, text, True)
+        return
+    kind = value_type(convert, default=getattr(Request, dest, NO_DEFAULT))
+    parser.add_argument(*names.split(), dest=dest, default=argparse.SUPPRESS, help=text,
+                        metavar=metavar, type=kind)  # fmt: skip
 
 
-def value_type(convert: Callable[[str], Any], comma_list: bool = False) -> Callable[[str], Any]:
-    """A type for argparse, which shows the message of an ArgumentTypeError."""
+def add_flag(
+    parser: argparse.ArgumentParser, names: Sequence[str], dest: str, text: str, value: bool
+) -> None:
+    """Add a switch without a value, and its opposite."""
+    keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "action": "store_const"}
+    parser.add_argument(*names, help=text, const=value, **keywords)
+    parser.add_argument(TAKE_BACK[dest], help=argparse.SUPPRESS, const=not value, **keywords)
+
+
+def value_type(
+    convert: Callable[[str], Any], comma_list: bool = False, default: Any = NO_DEFAULT
+) -> Callable[[str], Any]:
+    """A type for argparse, which shows the message of an ArgumentTypeError.
+
+    It reads the word `default` as that value, and ~ as the home folder, in FILE.py:FUNCTION too.
+    """
+
+    def read_one(text: str) -> Any:
+        if text == DEFAULT and default is not NO_DEFAULT:
+            return default
+        value = convert(text)
+        return os.path.expanduser(value) if isinstance(value, str) else value
 
     def read(text: str) -> Any:
         try:
-            return [convert(part) for part in text.split(",")] if comma_list else convert(text)
+            return [read_one(part) for part in text.split(",")] if comma_list else read_one(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -162,7 +223,7 @@ def value_type(convert: Callable[[str], Any], comma_list: bool = False) -> Calla
 def request_from(values: Mapping[str, Any], base: Request | None = None) -> Request:
     """The base with the typed values in place of its own."""
     base = base or Request()
-    typed = {name: value for name, value in values.items() if value is not None}
+    typed = without_empty_prompt(values)
     own = {item.name for item in fields(Request)} & typed.keys()
     recipe = recipe_from(typed, base.recipe)
     names = base.typed | typed.keys()
@@ -174,15 +235,20 @@ def recipe_from(
 ) -> Recipe:
     """The base recipe with the typed fields in place of its own."""
     values = vars(values) if isinstance(values, argparse.Namespace) else values
+    values = without_empty_prompt(values)
     typed = {name: values[name] for name in RECIPE_FIELDS & values.keys()}
-    typed = {name: value for name, value in typed.items() if value is not None}
     base = base or Recipe("")
     if "options" in typed:
         merged = dict(base.options)
         for option in typed["options"]:
-            merged |= option
+            merged = merged | option if option else {}  # `--set default` takes all of them back
         typed["options"] = merged
     return replace(base, **typed)
+
+
+def without_empty_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that were typed: argparse has a None for a prompt that was not."""
+    return {name: v for name, v in values.items() if name != "prompt" or v is not None}
 
 
 def recipes_from(args: argparse.Namespace) -> list[Recipe]:
@@ -190,7 +256,7 @@ def recipes_from(args: argparse.Namespace) -> list[Recipe]:
     values = dict(vars(args))
     lists = {name: values.pop(name) for name in LISTS if name in values}
     recipes = combinations(recipe_from(values), lists)
-    if "steps_after" in values:
+    if values.get("steps_after"):
         return with_steps_run(recipes, values["steps_after"])
     return recipes
 

@@ -19,7 +19,7 @@ from minisd.observe.tiles import data_uri, latent_image
 from minisd.recipes import Job
 from minisd.recipes.recipe import name_of
 from minisd.run import choose
-from minisd.schedule import default_schedule
+from minisd.schedule import default_schedule, levels_of
 from minisd.stable_diffusion import StableDiffusion
 
 MAX_WORDS = 12  # words whose attention is shown
@@ -50,7 +50,7 @@ def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
         "seed": recipe.seed,
         "size": job.size,
         "latent": [side // sd.vae.factor for side in job.size],
-        "sigmas": schedule(recipe.steps),
+        "sigmas": levels_of(schedule, recipe.steps),
         "init_image": data_uri(shrunk(job.image), exact=max(job.size) <= 64),
         "runs": run_list,
         "model": sd.name,

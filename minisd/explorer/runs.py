@@ -42,7 +42,6 @@ def prompt_texts(prompt: str) -> list[str]:
     return [fragment.text for fragment in parts[0].fragments]
 
 
-@torch.inference_mode()
 def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -> Iterator[Run]:
     """A Run for each strength, which replaces the recipe's own.
 
@@ -53,18 +52,23 @@ def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -
 
     Raises ValueError for a blend, and if a result is not finite.
     """
-    sd, texts = job.sd, prompt_texts(job.recipe.prompt)
     for strength in strengths:
-        strength_job = replace(job, recipe=replace(job.recipe, strength=strength))
-        events: list[Event] = []
-        with AttentionMaps(sd, texts) as maps, Ledger(sd) as ledger:
-            result = strength_job.draw(together(events.append, maps, ledger, observe))
-        if not result.latent.isfinite().all():
-            raise ValueError(
-                f"the run at strength {strength:g} gave numbers that are not finite; "
-                "try --dtype float32 or another sampler"
-            )
-        encoded = next(event.x0 for event in events if isinstance(event, Encoded))
-        steps = [event for event in events if isinstance(event, Step)]
-        decoded = [sd.vae.decode(x0) for x0 in (encoded, *(step.x0 for step in steps))]
-        yield Run(strength, ledger, maps, result.image, result.latent, encoded, steps, decoded)
+        recipe = replace(job.recipe, strength=strength)
+        yield draw(replace(job, recipe=recipe), observe)
+
+
+@torch.inference_mode()
+def draw(job: Job, observe: Observer) -> Run:
+    sd, strength = job.sd, job.recipe.strength
+    events: list[Event] = []
+    with AttentionMaps(sd, prompt_texts(job.recipe.prompt)) as maps, Ledger(sd) as ledger:
+        result = job.draw(together(events.append, maps, ledger, observe))
+    if not result.latent.isfinite().all():
+        raise ValueError(
+            f"the run at strength {strength:g} gave numbers that are not finite; "
+            "try --dtype float32 or another sampler"
+        )
+    encoded = next(event.x0 for event in events if isinstance(event, Encoded))
+    steps = [event for event in events if isinstance(event, Step)]
+    decoded = [sd.vae.decode(x0) for x0 in (encoded, *(step.x0 for step in steps))]
+    return Run(strength, ledger, maps, result.image, result.latent, encoded, steps, decoded)

@@ -56,6 +56,10 @@ CHANGED_ARGUMENTS = Check(
     "runs that change their arguments",
     "in-place arithmetic: it overwrites the caller's latent, or slopes that are needed later",
 )
+CHANGED_DTYPE = Check(
+    "dtypes that x does not keep",
+    "fresh noise in float32 is added to x of another dtype: draw it with fresh_noise(x, generator)",
+)
 CALLS = Check(
     "network calls in 10 steps",
     "a step is treated as the first or the last one, or the answer of a call is not used",
@@ -113,6 +117,10 @@ NEIGHBOURS = Check(
     "influence of a neighbour in the batch",
     "a mean, norm or maximum over the whole batch where each picture needs its own",
 )
+OWN_NOISE = Check(
+    "pictures of a batch with wrong noise",
+    "for a list of seeds, generator is a list: fresh_noise(x, generator) draws each picture's own",
+)
 SHARED_NOISE = Check(
     "pictures of a batch with the same noise",
     "noise of the shape of one picture, or drawn with the same seed for each",
@@ -148,6 +156,11 @@ OWN_ORDER = Check(
 UNEVEN_ORDER = Check(
     "order of a step on an uneven schedule",
     "the lengths of earlier steps are missing from the weights, or upside down",
+    limit=None,
+)
+CORRECTED_ORDER = Check(
+    "order of a corrected step, uneven schedule",
+    "the lengths of earlier steps are missing from the corrector's weights, or upside down",
 )
 DEGREES = Check(
     "degrees of steps 1 to 4, a digit each",
@@ -188,8 +201,9 @@ REFINEMENT = Check(
 )
 FLOAT32 = Check(
     "float32 - float64",
-    "large numbers that cancel, such as exp(lambda), or a latent of another dtype",
+    "large numbers that cancel, such as exp(lambda)",
     expected="< 0.0001",
+    limit=1e-4,
 )
 BFLOAT16 = Check(
     "bfloat16 - float64",

@@ -29,7 +29,7 @@ def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
     theory = Theory(
         order=facts.order,
         weak_order=facts.order,
-        uneven_order=facts.uneven_order,
+        uneven_order=facts.uneven_order or facts.order,
         degrees=facts.degrees,
         memory=facts.memory,
         calls=facts.calls,
@@ -41,7 +41,7 @@ def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
         return theory
     order = settings["order"]  # it needs as many slopes, and integrates one degree less exactly
     degrees = "".join(min(degree, f"{order - 1}") for degree in facts.degrees)
-    return replace(theory, order=order, degrees=degrees, memory=order > 1)
+    return replace(theory, order=order, uneven_order=order, degrees=degrees, memory=order > 1)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from minisd.lab import card
 from minisd.lab.card import Check, Line
 from minisd.lab.exact import Pictures, as_sd
 from minisd.lab.subject import (
-    EXACT,
+    FLOAT32_NOISE,
     HIGH,
     LOW,
     MIXTURE,
     POINT,
+    SCHEDULES,
     Recorder,
     Subject,
     all_steps,
@@ -35,7 +36,7 @@ from minisd.lab.subject import (
 )
 from minisd.run import Event, Noised
 from minisd.samplers import Step
-from minisd.schedule import SCHEDULES, karras, start_index
+from minisd.schedule import karras, model, start_index
 
 
 def check_steps(subject: Subject) -> list[Line]:
@@ -65,6 +66,7 @@ def check_steps(subject: Subject) -> list[Line]:
         card.WRONG_STEPS.line(wrong_steps),
         card.WRONG_REPORTS.line(wrong_reports),
         card.CHANGED_ARGUMENTS.line(changed),
+        card.CHANGED_DTYPE.line(len(subject.lost_dtypes)),
     ]
 
 
@@ -122,10 +124,13 @@ def check_noise(subject: Subject) -> list[Line]:
         lost = max(lost, (shares[0] - 0.7).abs().max().item())
         foreign = math.inf if draws is None else max(foreign, remainder)
     return [
-        card.PASSED_SIGMA.line(wrong_sigma),
-        card.LAST_SIGMA.line(wrong_end),
-        card.LOST_PICTURE.line(lost),
-        card.FOREIGN_NOISE.line(foreign),
+        check.line(value, value <= subject.noise_limit)
+        for check, value in (
+            (card.PASSED_SIGMA, wrong_sigma),
+            (card.LAST_SIGMA, wrong_end),
+            (card.LOST_PICTURE, lost),
+            (card.FOREIGN_NOISE, foreign),
+        )
     ]
 
 
@@ -155,7 +160,8 @@ def check_draws(subject: Subject) -> list[Line]:
         if theory.eta is None:
             lines.append(card.ETA.line(eta))
         else:
-            lines.append(card.ETA.line(eta, abs(eta - theory.eta) < EXACT, f"{theory.eta:g}"))
+            right = abs(eta - theory.eta) < subject.noise_limit
+            lines.append(card.ETA.line(eta, right, f"{theory.eta:g}"))
     return lines
 
 
@@ -175,7 +181,7 @@ def fresh_noise_share(subject: Subject, sigma: float, sigma_next: float) -> floa
 
 def check_repeats(subject: Subject) -> list[Line]:
     """A run repeats exactly. It depends on no other run, global state, or picture of the batch."""
-    sigmas = SCHEDULES["model"](10)[2:]
+    sigmas = model(10)[2:]
     x, other = latent(sigmas[0]), latent(sigmas[0], std=2.0, size=16)
     repeat = partial(final_latent, subject.sampler, MIXTURE, x, sigmas)
     first = repeat()
@@ -229,6 +235,30 @@ def runs_without_generator(subject: Subject) -> bool:
     return True
 
 
+def check_batch(subject: Subject) -> list[Line]:
+    """In a batch of several seeds, each picture must be the one that its seed gives alone.
+
+    This is part of the contract, so a sampler that draws rightly for one seed only fails: img2img
+    with a list of seeds would raise an error in it, or draw other pictures than the seeds name.
+    """
+    if not subject.draws:
+        return []
+    sigmas, seeds = model(10)[2:], (5, 6)
+    x = torch.cat([latent(sigmas[0]), latent(sigmas[0]).flip(-1)])
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        batch = all_steps(subject.sampler, MIXTURE, x, sigmas, rngs)[-1].x_next
+    except Exception:  # torch.randn does not take a list of generators
+        return [card.OWN_NOISE.line(len(seeds))]
+    wrong = 0
+    for picture, start, seed in zip(batch, x, seeds, strict=True):
+        rng = torch.Generator().manual_seed(seed)
+        alone = all_steps(subject.sampler, MIXTURE, start[None], sigmas, rng)[-1].x_next
+        if not (picture - alone[0]).abs().max() < FLOAT32_NOISE:
+            wrong += 1
+    return [card.OWN_NOISE.line(wrong)]
+
+
 def check_img2img(subject: Subject) -> list[Line]:
     """The real img2img, with an exact network that knows one picture only.
 
@@ -277,4 +307,12 @@ def check_img2img(subject: Subject) -> list[Line]:
     ]
 
 
-CHECKS = [check_steps, check_calls, check_noise, check_draws, check_repeats, check_img2img]
+CHECKS = [
+    check_steps,
+    check_calls,
+    check_noise,
+    check_draws,
+    check_repeats,
+    check_batch,
+    check_img2img,
+]

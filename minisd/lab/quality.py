@@ -17,10 +17,12 @@ from minisd.lab.contract import fit
 from minisd.lab.exact import Mixture
 from minisd.lab.subject import (
     EXACT,
+    FLOAT32_NOISE,
     GAUSSIAN,
     HIGH,
     LOW,
     MIXTURE,
+    SCHEDULES,
     Recorder,
     Subject,
     all_steps,
@@ -32,7 +34,7 @@ from minisd.lab.subject import (
     step_iterator,
 )
 from minisd.samplers import PredictEps, Sampler, k_euler, k_heun
-from minisd.schedule import SCHEDULES, Schedule, karras, start_index
+from minisd.schedule import Schedule, karras, start_index
 
 ORDER_STEPS = (64, 128, 256, 512)
 PROMPTED = Mixture(((1.0, 0.8, 0.2),))  # the data of the prompt, in the checks of guidance
@@ -113,22 +115,44 @@ def check_uneven(subject: Subject) -> list[Line]:
     The network's answers are the slopes of the exact solution, so only the step's own formula can
     err. On whole runs an error here can cancel: DPM-Solver++(2M) with r upside down still has order
     2.
+
+    A predictor-corrector such as UniPC first corrects x, and steps from there. Where it steps from
+    is measured with a step of nearly no length, which cannot move x otherwise. Then there are two
+    formulas: the step's own, whose order may be one lower, and the corrected step's, from one such
+    point to the next, whose order is the method's.
     """
     if subject.ode_draws:
         return []
-    points = []
+    own, corrected, corrects = [], [], False
     for steps in (100, 200):
         sigmas = [2.0 + part / steps for part in (7.4, 5.4, 4.2, 1.6, 0.0)]  # 2, 1.2, 2.6, 1.6 long
         x = MIXTURE.flow(latent(HIGH), HIGH, sigmas[0])
 
-        def slopes(_: Tensor, sigma: float, x: Tensor = x, sigmas: list[float] = sigmas) -> Tensor:
-            return MIXTURE(MIXTURE.flow(x, sigmas[0], sigma), sigma)
+        def exact(sigma: float, x: Tensor = x, sigmas: list[float] = sigmas) -> Tensor:
+            return MIXTURE.flow(x, sigmas[0], sigma)
+
+        def slopes(_: Tensor, sigma: float, exact: Callable[[float], Tensor] = exact) -> Tensor:
+            return MIXTURE(exact(sigma), sigma)
 
         last = all_steps(subject.ode, slopes, x, sigmas)[-1]
-        exact = MIXTURE.flow(x, sigmas[0], sigmas[4]) - MIXTURE.flow(x, sigmas[0], sigmas[3])
-        points.append((steps, rms(last.x_next - last.x - exact)))
-    wanted = subject.theory.uneven_order or subject.theory.order
-    return [order_line(card.UNEVEN_ORDER, log_slope(points) - 1, wanted)]
+        short = 1e-6 * (sigmas[3] - sigmas[4])
+        base, next_base = (
+            final_latent(subject.ode, slopes, x, [*sigmas[: i + 1], sigmas[i] - short])
+            - exact(sigmas[i] - short)
+            for i in (3, 4)
+        )  # less the exact solution, as the next two
+        x_start, x_end = last.x - exact(sigmas[3]), last.x_next - exact(sigmas[4])
+        own.append((steps, rms(x_end - base)))
+        corrected.append((steps, rms(next_base - base)))
+        corrects = rms(base - x_start) > 1e-3 * own[-1][1]
+    order, theory = log_slope(own) - 1, subject.theory
+    if not corrects or theory.uneven_order:
+        lines = [order_line(card.UNEVEN_ORDER, order, theory.uneven_order or theory.order)]
+    else:
+        lines = [card.UNEVEN_ORDER.line(order, expected="any: a corrector follows")]
+    if corrects:
+        lines.append(order_line(card.CORRECTED_ORDER, log_slope(corrected) - 1, theory.order))
+    return lines
 
 
 def check_degrees(subject: Subject) -> list[Line]:
@@ -184,7 +208,7 @@ def distribution(sampler: Sampler, steps: int) -> tuple[float, float]:
     draws = draws_between(stream, used, x.shape)
     noise = (x - 0.3) / (0.5**2 + HIGH**2) ** 0.5
     shares, remainder = fit([noise, *(draws or [])], [x_end])
-    if draws is None or remainder > EXACT:
+    if draws is None or remainder > FLOAT32_NOISE:
         return math.nan, math.nan
     return shares[0].item(), shares[1:].norm().item()
 
@@ -300,23 +324,17 @@ def exact_end(sigma: float, sigma_end: float) -> Tensor:
 
 
 def check_precision(subject: Subject) -> list[Line]:
-    """What float32 and bfloat16 change in a run of 20 steps, and whether x keeps its dtype.
+    """What float32 and bfloat16 change in a run of 20 steps.
 
     float32 rounds to 6e-8 of at most 50, twenty times, amplified by a gain of 2: far below 1e-4.
     """
     sigmas = karras(20)
     exact = final_latent(subject.sampler, MIXTURE, latent(HIGH), sigmas)
-    differences = {}
-    dtypes_kept = True
-    for dtype in (torch.float32, torch.bfloat16):
+    lines = []
+    for check, dtype in ((card.FLOAT32, torch.float32), (card.BFLOAT16, torch.bfloat16)):
         x_end = final_latent(subject.sampler, MIXTURE, latent(HIGH).to(dtype), sigmas)
-        dtypes_kept = dtypes_kept and x_end.dtype == dtype
-        differences[dtype] = (x_end.double() - exact).abs().max().item()
-    difference = differences[torch.float32]
-    return [
-        card.FLOAT32.line(difference, difference < 1e-4 and dtypes_kept),
-        card.BFLOAT16.line(differences[torch.bfloat16]),
-    ]
+        lines.append(check.line((x_end.double() - exact).abs().max().item()))
+    return lines
 
 
 def check_guidance(subject: Subject) -> list[Line]:

@@ -84,7 +84,8 @@ def page(certificate: Certificate, comparison: Curves | None = None) -> str:
         )
     name = escape(certificate.name)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name}: sampler certificate</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="generator" content="minisd"><title>{name}: sampler certificate</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
 <h1>{name}</h1>
 <p class="verdict">{certificate.verdict}, in {certificate.seconds:.1f} s, by minisd lab</p>

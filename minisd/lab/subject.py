@@ -2,25 +2,36 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from minisd.lab.exact import Mixture
-from minisd.samplers import PredictEps, Sampler, Step
-from minisd.schedule import SCHEDULES, SIGMAS, karras, start_index
+from minisd.more_samplers.schedules import exponential
+from minisd.run import random_stream
+from minisd.samplers import PredictEps, Rng, Sampler, Step
+from minisd.schedule import SIGMAS, Schedule, ddim, karras, model, start_index
 
 POINT = Mixture(((1.0, 0.7, 0.0),))
 GAUSSIAN = Mixture(((1.0, 0.3, 0.5),))
 MIXTURE = Mixture(((0.4, -1.0, 0.3), (0.6, 0.8, 0.5)))
 HIGH, LOW = float(SIGMAS[-1]), float(SIGMAS[0])  # 14.61 and 0.0292, the range of training
 
+# The schedules that samplers are run on. At these step counts, ddim_original is the same as ddim.
+SCHEDULES: dict[str, Schedule] = {
+    "model": model,
+    "karras": karras,
+    "exponential": exponential,
+    "ddim": ddim,
+}
+
 # "Exact" means within 1e-9. float64 rounds to 1e-16 of values up to 50, a run adds up a few hundred
 # roundings, and a noise gain of 30 amplifies them. The least harmful bug so far changed 1e-5.
 EXACT = 1e-9
+FLOAT32_NOISE = 1e-5  # float32 rounds fresh noise to 6e-8 of at most 60
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,24 @@ class Subject:
         """Whether it draws noise even when that is switched off. Then it does not solve the ODE."""
         return count_draws(self.ode) != 0
 
-    @property
+    @cached_property
     def draws(self) -> bool:
         return count_draws(self.sampler) != 0
+
+    @cached_property
+    def lost_dtypes(self) -> list[torch.dtype]:
+        """The dtypes that x does not keep. Noise drawn in float32 changes x if not converted."""
+        lost = []
+        for dtype in (torch.float32, torch.bfloat16):
+            steps = all_steps(self.sampler, POINT, latent(HIGH).to(dtype), karras(10))
+            if any(step.x_next.dtype != dtype for step in steps):
+                lost.append(dtype)
+        return lost
+
+    @property
+    def noise_limit(self) -> float:
+        """How closely the noise in x must be explained. Float32 noise fails a line of its own."""
+        return FLOAT32_NOISE if self.lost_dtypes else EXACT
 
 
 def count_draws(sampler: Sampler) -> int | None:
@@ -90,13 +116,12 @@ def step_iterator(
     predict_eps: PredictEps,
     x: Tensor,
     sigmas: list[float],
-    generator: torch.Generator | None = None,
+    generator: Rng = None,
 ) -> Iterator[Step]:
     """The sampler's run. If it takes a generator, it gets this one, or a new one of seed 0."""
-    options = {}
-    if "generator" in inspect.signature(sampler).parameters:
-        options["generator"] = generator or torch.Generator().manual_seed(0)
-    return sampler(predict_eps, x, sigmas, **options)
+    generator = generator or torch.Generator().manual_seed(0)
+    rngs = list(generator) if isinstance(generator, Sequence) else [generator]
+    return sampler(predict_eps, x, sigmas, **random_stream(sampler, rngs))
 
 
 def all_steps(
@@ -104,7 +129,7 @@ def all_steps(
     predict_eps: PredictEps,
     x: Tensor,
     sigmas: list[float],
-    generator: torch.Generator | None = None,
+    generator: Rng = None,
 ) -> list[Step]:
     return list(step_iterator(sampler, predict_eps, x, sigmas, generator))
 

@@ -1,14 +1,21 @@
 """The plan: what a run is going to do, computed from its settings alone. No model is needed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from minisd.run import lookup, random_stream, remaining
+from minisd.run import doubts, lookup, random_stream
 from minisd.samplers import SAMPLERS, Sampler
-from minisd.schedule import SCHEDULES, Schedule, check_steps, default_schedule, start_index
+from minisd.schedule import (
+    SCHEDULES,
+    Schedule,
+    check_steps,
+    default_schedule,
+    levels_of,
+    start_index,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Plan:
     sigmas: list[float]  # the whole schedule: steps_asked + 1 levels
     steps_skipped: int
     calls: int  # of the network; with guidance, each is a batch of two
+    notes: list[str] = field(default_factory=list)  # what a run warns of
 
     @property
     def steps_asked(self) -> int:
@@ -54,14 +62,14 @@ def plan(
 ) -> Plan:
     """The arguments are img2img's; a strength of 1 plans txt2img too.
 
-    Raises ValueError for unknown names and for values out of range.
+    Raises ValueError for unknown names, values out of range, and levels that no run can use.
     """
     schedule = default_schedule(sampler) if schedule is None else schedule
     sample = lookup("sampler", sampler, SAMPLERS)
-    levels = lookup("schedule", schedule, SCHEDULES)
+    sigmas = levels_of(lookup("schedule", schedule, SCHEDULES), steps)
     skipped = start_index(steps, strength)
-    calls = count_calls(sample, remaining(levels, steps, strength))
-    return Plan(strength, sampler, schedule, levels(steps), skipped, calls)
+    calls = count_calls(sample, sigmas[skipped:])
+    return Plan(strength, sampler, schedule, sigmas, skipped, calls, doubts(sigmas))
 
 
 class Counter:

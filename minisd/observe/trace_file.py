@@ -1,7 +1,6 @@
 """Traces as files: one .safetensors, with the settings as JSON in its metadata."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from minisd.files import new_file
 from minisd.observe.trace import Trace, TracedStep
 
 FORMAT = "1"
@@ -18,7 +18,11 @@ OF_RUN = ("encoded", "noise", "noised", "latent", "image")
 
 
 def save_trace(trace: Trace, path: str | Path) -> Path:
-    """Write a trace. A file of that name is replaced. Raises OSError, and then leaves no file."""
+    """Write a trace. A trace of that name is replaced.
+
+    Raises FileExistsError if the name is taken by another file, OSError if the trace cannot be
+    written. Then no file is left.
+    """
     tensors = {"i": torch.tensor([step.i for step in trace.steps], dtype=torch.int64)}
     for name in ("sigma", "sigma_next"):
         tensors[name] = torch.tensor(getattr(trace, name), dtype=torch.float64)
@@ -39,15 +43,22 @@ def save_trace(trace: Trace, path: str | Path) -> Path:
         "noised_sigma": trace.noised_sigma,
     }
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        on_cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_file(on_cpu, part, {KEY: json.dumps(about)})
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}") from None
+    on_cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+    with new_file(path, is_trace) as temporary:
+        try:
+            save_file(on_cpu, temporary, {KEY: json.dumps(about)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
     return path
+
+
+def is_trace(path: Path) -> bool:
+    """Whether save_trace wrote the file. False for another program's latents."""
+    try:
+        with safe_open(path, "pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_trace(path: str | Path) -> Trace:

@@ -51,13 +51,14 @@ def between(low: float, high: float, number: type = float) -> Callable[[str], An
     """A function that reads a number in low..high. It raises ValueError with a plain message."""
 
     def convert(text: str) -> float:
+        short = text if len(text) <= 40 else f"{text[:40]}..."
         try:
             value = number(text)
         except ValueError:
             noun = "a whole number" if number is int else "a number"
-            raise ValueError(f"{text!r} is not {noun}") from None
+            raise ValueError(f"{short!r} is not {noun}") from None
         if not low <= value <= high:
-            raise ValueError(f"{text} is not between {low:g} and {high:g}")
+            raise ValueError(f"{short} is not between {low} and {high}")
         return value
 
     return convert
@@ -90,6 +91,11 @@ IGNORED = {
     **dict.fromkeys(("-n", "--iterations", "-o", "--outdir", "--variants", "-v"), 1),
     **dict.fromkeys(("--variation_amount", "--threshold", "--perlin"), 1),
     **dict.fromkeys(("-g", "--grid"), 0),
+}
+# What shlex says of a line, in plain words.
+SHELL_PROBLEMS = {
+    "No closing quotation": "there is no closing quotation mark",
+    "No escaped character": "nothing follows the last backslash",
 }
 
 
@@ -159,6 +165,9 @@ def split_line(line: str) -> tuple[str | None, list[str]]:
         return None, shell_words(line)
     if line.startswith('"'):
         prompt, *words = shell_words(line)
+        if words and not words[0].startswith("-"):
+            remedy = "put the whole prompt in quotation marks, or none of it"
+            raise ValueError(f"{words[0][:40]!r} follows the closing quotation mark: {remedy}")
         return prompt, words
     match = re.match(r"(.+?)\s(--?[a-zA-Z].*)$", line, re.S)
     return (match[1].strip(), shell_words(match[2])) if match else (line, [])
@@ -169,7 +178,8 @@ def shell_words(text: str) -> list[str]:
     try:
         return shlex.split(without_comment(text))
     except ValueError as error:
-        raise ValueError(f"{error} in {text!r}") from None
+        problem = SHELL_PROBLEMS.get(str(error), str(error))
+        raise ValueError(f"{problem}: {text[:100]}") from None
 
 
 def without_comment(text: str) -> str:

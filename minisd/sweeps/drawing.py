@@ -5,10 +5,8 @@ once. Each run's ledger is checked. A picture that is in the folder is not drawn
 """
 
 import hashlib
-import io
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from minisd.files import is_taken, png_bytes, write_file
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan
+from minisd.recipes.metadata import Model
 from minisd.recipes.recipe import Job, Recipe, name_of
 from minisd.run import Result, choose, encode
 from minisd.sweeps.axes import file_word
@@ -37,44 +37,58 @@ def file_name(recipe: Recipe) -> str:
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """What an earlier sweep noted of itself; empty if there was none."""
-    path = folder / NOTES
-    if not path.exists():
+    """What an earlier sweep noted of itself; empty if there was none. Raises ValueError."""
+    path, notes = folder / NOTES, None
+    if not is_taken(path):
         return {}
-    try:
-        notes = json.loads(path.read_bytes())
-    except ValueError:
-        notes = None
+    if path.is_file() and not path.is_symlink():
+        try:
+            notes = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            pass
     if not isinstance(notes, dict) or "seed" not in notes:
         raise ValueError(f"{path} was not written by a sweep: choose another folder")
     return notes
 
 
-def claim(folder: Path, job: Job, dtype: str, names: Sequence[str]) -> None:
-    """Note the sweep's settings in its folder, and the names of the files that it writes.
+def check_files(folder: Path, names: Sequence[str]) -> None:
+    """Check the names of the files that a sweep writes, before anything is drawn.
 
-    job is the sweep's first. Raises ValueError if the folder holds another sweep, or a file of such
-    a name that no sweep wrote.
+    Raises ValueError if two are the same, or if the folder holds a file of such a name that no
+    sweep wrote. Raises OSError for a name that is too long.
     """
     if len(set(names)) < len(names):
         raise ValueError("two runs of the sweep have the same file name: rename one sampler")
-    notes, shared = read_notes(folder), shared_settings(job, dtype)
-    files = notes.pop("files", names if notes else [])  # sweeps of older versions noted no files
-    seed = notes.pop("seed", job.recipe.seed)
-    differ = [key for key in {**shared, **notes} if notes.get(key) != shared.get(key)]
-    if notes and differ:
-        settings = " and ".join(differ)
-        raise ValueError(f"{folder} holds a sweep with another {settings}: choose another folder")
+    notes = read_notes(folder)
+    files = notes.get("files", names if notes else [])  # sweeps of older versions noted no files
     for name in names:
-        if name not in files and (folder / name).exists():
+        if is_taken(folder / name) and name not in files:
             raise ValueError(
                 f"{folder / name} exists, and no sweep wrote it: choose another folder"
             )
+
+
+def claim(folder: Path, job: Job, model: Model, names: Sequence[str]) -> None:
+    """Note the sweep's settings in its folder, and the names of the files that it writes.
+
+    job is the sweep's first. Raises ValueError if the folder holds another sweep.
+    """
+    notes, shared = read_notes(folder), shared_settings(job, model)
+    is_first = not notes
+    files, seed = notes.pop("files", []), notes.pop("seed", job.recipe.seed)
+    differ = [key for key in {**shared, **notes} if notes.get(key) != shared.get(key)]
+    if differ and not is_first:
+        settings = " and ".join(differ)
+        raise ValueError(f"{folder} holds a sweep with another {settings}: choose another folder")
     shared |= {"seed": seed, "files": sorted({*files, *names})}
-    write_whole(folder / NOTES, json.dumps(shared, indent=1).encode())
+    data = json.dumps(shared, indent=1).encode()
+    try:
+        write_file(folder / NOTES, data, lambda _: not is_first and bool(read_notes(folder)))
+    except FileExistsError:  # another process has started a sweep here at the same time
+        claim(folder, job, model, names)
 
 
-def shared_settings(job: Job, dtype: str) -> dict[str, Any]:
+def shared_settings(job: Job, model: Model) -> dict[str, Any]:
     """The settings that all jobs of a sweep share, as JSON can hold them."""
     recipe, plain = job.recipe, Recipe("")
     settings = {
@@ -83,8 +97,9 @@ def shared_settings(job: Job, dtype: str) -> dict[str, Any]:
         "schedule": recipe.schedule and name_of(recipe.schedule),
         "size": list(job.size),
         "init": picture_hash(job.image),
-        "model": job.sd.name,
-        "dtype": dtype,
+        "model": model.name,
+        "checkpoint": model.sha256,
+        "dtype": model.dtype,
     }
     if job.mask is not None:
         settings["mask"] = picture_hash(job.mask)
@@ -101,32 +116,20 @@ def picture_hash(picture: Image.Image | Tensor | None) -> str | None:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write all of a file or nothing. It replaces a file of that name: `claim` it first."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
 # ---- drawing -------------------------------------------------------------------------------------
 
 
 def draw_missing(
-    jobs: Sequence[Job], folder: Path, batch: int | None = None, refuse: bool = True
+    jobs: Sequence[Job],
+    folder: Path,
+    texts_of: Callable[[Job], Mapping[str, str]],
+    batch: int | None = None,
+    refuse: bool = True,
 ) -> Iterator[int]:
     """Draw the jobs whose pictures are not in the folder, and write them, the longest runs first.
 
-    Yields the number of pictures written, after each batch. Raises NoiseMismatch if a run's ledger
-    refuses it; with refuse=False it warns.
+    texts_of: the text chunks of a job's picture. Yields the number of pictures drawn, after each
+    batch. Raises NoiseMismatch if a run's ledger refuses it; with refuse=False it warns.
     """
     missing = [job for job in jobs if not (folder / file_name(job.recipe)).exists()]
     if not missing:
@@ -138,7 +141,11 @@ def draw_missing(
     for i in range(0, len(missing), batch):
         group = [replace(job, image=latent) for job in missing[i : i + batch]]
         for job, result in zip(group, draw_together(group, refuse), strict=True):
-            write_whole(folder / file_name(job.recipe), png_bytes(result.image))
+            data = png_bytes(result.image, texts_of(job))
+            try:
+                write_file(folder / file_name(job.recipe), data)
+            except FileExistsError:
+                pass  # another process of the same sweep has drawn it
         yield len(group)
 
 

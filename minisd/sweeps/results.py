@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,8 @@ from minisd.observe.plan import plan
 from minisd.recipes.recipe import Recipe, name_of
 from minisd.sweeps.axes import AXES
 from minisd.sweeps.drawing import file_name
+
+COLUMNS = ["file", *AXES, "steps_run", "sigma", "to_init", *(f"to_previous_{a}" for a in AXES)]
 
 
 def distance(a: Image.Image, b: Image.Image) -> float:
@@ -34,8 +37,7 @@ def distances_csv(
     in_order = [list(dict.fromkeys(column)) for column in zip(*image_of, strict=True)]
     text = io.StringIO()
     table = csv.writer(text)
-    neighbours = [f"to_previous_{axis}" for axis in AXES]
-    table.writerow(["file", *AXES, "steps_run", "sigma", "to_init", *neighbours])
+    table.writerow(COLUMNS)
     for recipe, image in zip(recipes, images, strict=True):
         strength = 1 if recipe.image is None else recipe.strength
         planned = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
@@ -49,3 +51,9 @@ def distances_csv(
             line.append("" if neighbour is None else f"{distance(image, neighbour):.3f}")
         table.writerow(line)
     return text.getvalue()
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file is a table of distances, with the columns as minisd writes them."""
+    with open(path, "rb") as file:
+        return file.readline(1000).rstrip() == ",".join(COLUMNS).encode()

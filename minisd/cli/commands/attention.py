@@ -4,11 +4,11 @@ import argparse
 
 import torch
 
-from minisd.cli import switches
-from minisd.cli.files import next_prefix, open_folder, save_png
+from minisd.cli import sheets, switches
 from minisd.cli.studio import Studio, describe_steps
 from minisd.explorer.runs import prompt_texts
 from minisd.figures.attention import attention_strip
+from minisd.files import check_folder, next_number, numbered, open_folder, png_bytes, write_first
 from minisd.images import to_pil
 from minisd.observe.attention_maps import AttentionMaps
 from minisd.recipes.recipe import name_of
@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
     request = studio.resolve(switches.request_from(vars(args)))
     if request.recipe.image is None:
         raise ValueError("attention needs a picture to draw on: -I FILE")
-    texts = prompt_texts(request.recipe.prompt)
-    folder = open_folder(request.outdir)
+    prompts = prompt_texts(request.recipe.prompt)
+    folder = check_folder(request.outdir)
     job = studio.prepare(request.recipe)
+    open_folder(folder)
     recipe, sd = job.recipe, job.sd
     print(describe_steps(recipe))
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(event, Step):
             x0_list.append(event.x0)
 
-    with AttentionMaps(sd, texts) as maps:
+    with AttentionMaps(sd, prompts) as maps:
         studio.draw(job, record, maps, refuse=not request.wrong_anyway)
     if not maps.steps:
         raise ValueError(f"strength {recipe.strength:g} runs no step: there is no attention")
@@ -53,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     title = f"{recipe.prompt} -s {recipe.steps} -S {recipe.seed} -C {guidance}"
     title += f" -A {name_of(recipe.sampler)} -f {recipe.strength:g}: attention to each word"
     sheet = attention_strip(maps, pictures, title)
-    name = f"{next_prefix(folder):06}.{recipe.seed}.attention.png"
-    path = save_png(sheet, folder, name, {"Title": title})
+    texts = sheets.texts(title, [recipe]) | studio.texts(recipe, job.size)
+    names = numbered(folder, next_number(folder), f"{recipe.seed}.attention.png")
+    path = write_first(names, png_bytes(sheet, texts))
     shares = ", ".join(f"{w.text} {maps.word(i).mean():.1%}" for i, w in enumerate(maps.words))
     print(f"of all attention: {shares}; the rest goes to the start, the end and punctuation")
     print(path)

@@ -5,6 +5,7 @@ All of it follows from the settings (minisd/observe/plan.py). No model is loaded
 
 import argparse
 import math
+import warnings
 from collections.abc import Callable
 
 from minisd.cli.switches import add_recipe_switches, recipe_from
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         columns.insert(i, neighbour)
     print(explanation(here, columns, with_guidance=recipe.guidance != 1))
+    for note in here.notes:
+        warnings.warn(note, stacklevel=2)
     return 0
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minisd.cli import switches
-from minisd.cli.files import write_new
 from minisd.cli.studio import Studio
 from minisd.explorer.page import make_page
 from minisd.explorer.runs import draw_all, prompt_texts
+from minisd.files import beside, check_file, check_folder, open_folder, write_first, write_named
 from minisd.images import is_transparent, open_image
 from minisd.recipes import Recipe, prepare
 from minisd.recipes.dream import BY_FIELD, between, option_value
@@ -46,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     metavar, text = switches.HELP["options"]
     option = switches.value_type(option_value)
     add("--set", dest="options", metavar=metavar, type=option, action="append", help=text)
-    add("-o", "--output", metavar="FILE.html", help=f"the page; it must be a new file ({PAGE})")
+    text = f"the page ({PAGE}, then explorer-2.html, ...)"
+    add("-o", "--output", metavar="FILE.html", help=text)
     switches.add_model_switches(parser)
 
 
@@ -57,10 +58,11 @@ def strength_list(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> int:
     # Mistakes are reported before the model is loaded.
-    path = output_path(args.output)
     recipe = switches.recipe_from(args, Recipe("", steps=20, fit=True))
     if recipe.image is None:
         raise ValueError("explore needs a picture to draw on: -I FILE")
+    check_folder(".")
+    path = None if args.output is None else check_file(args.output, PAGE, [recipe.image])
     choose(recipe.sampler, recipe.schedule, recipe.guidance)
     prompt_texts(recipe.prompt)
     picture = open_image(recipe.image)
@@ -68,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         note = f"the transparency of {recipe.image} is ignored: all of it is redrawn"
         warnings.warn(note, stacklevel=2)
     job = prepare(recipe, Studio(args).sd, picture.convert("RGB"))
+    if path is not None:
+        open_folder(path.parent)
     recipe = replace(recipe, seed=job.recipe.seed)
 
     steps = recipe.steps
@@ -79,28 +83,10 @@ def run(args: argparse.Namespace) -> int:
                 bar.update()
 
         page = make_page(job, draw_all(job, args.strengths, observe), command(recipe, args))
-    write_new(path, page.encode("utf-8", "replace"))
+    data = page.encode("utf-8", "replace")
+    path = write_first(beside(Path(PAGE)), data) if path is None else write_named(path, data)
     print(f"{path}: {len(args.strengths)} strengths, {total} steps, {len(page) / 1e6:.2f} MB")
     return 0
-
-
-def output_path(typed: str | None) -> Path:
-    """The file for the page. By default, the first of explorer.html, explorer-2.html, ... that does
-    not exist. Raises OSError if the page could not be written there."""
-    path = Path(typed or PAGE)
-    if typed is None:
-        n = 1
-        while path.exists():
-            n += 1
-            path = Path(f"{Path(PAGE).stem}-{n}.html")
-        return path
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file, as in -o {path / PAGE}")
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; minisd never overwrites a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    return path
 
 
 def command(recipe: Recipe, args: argparse.Namespace) -> str:

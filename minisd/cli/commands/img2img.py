@@ -1,6 +1,7 @@
 """`minisd img2img PROMPT -I FILE`: draw on top of a picture."""
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser, image: bool = True) -> None:
         "--from",
         dest="from_picture",
         metavar="FILE",
+        type=os.path.expanduser,
         help="take the settings from a picture that minisd, InvokeAI or AUTOMATIC1111 made; typed "
         "switches override them",
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from minisd.cli import switches
-from minisd.cli.files import write_new
 from minisd.cli.studio import load_model
 from minisd.figures.svg import Curves
+from minisd.files import check_file, open_folder, write_named
 from minisd.lab.certificate import certify, theory_of
 from minisd.lab.compare import compare, table
 from minisd.lab.report import page
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     order = number(between(1, 10, int))
     add("--order", metavar="N", type=order, help="the order that the sampler should have")
     add("--json", action="store_true", help="print JSON instead of the card")
-    text = "also write a page with plots; it must be a new file"
+    text = "also write a page with plots"
     add("--html", type=Path, metavar="FILE", help=text)
 
     group = parser.add_argument_group("comparison on a network")
@@ -68,10 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # Mistakes are reported before anything is measured.
-    if args.html and args.html.exists():
-        raise FileExistsError(f"{args.html} exists already; minisd never overwrites a file")
-    if args.html and not args.html.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {args.html.parent} to write the page to")
+    page_file = check_file(args.html, "page.html") if args.html else None
     options = {name: value for option in args.options for name, value in option.items()}
     function = lookup("sampler", args.sampler, SAMPLERS)
     check_options(Recipe("", sampler=args.sampler, options=options), function)
@@ -82,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(guidance, str):
         guidance = lookup("guidance rule", guidance, {})
 
+    if page_file:
+        open_folder(page_file.parent)
     theory = theory_of(args.sampler, options)
     if args.order is not None:
         theory = replace(theory, order=args.order)
@@ -100,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
             settings = (args.prompt, guidance, schedule, args.seed, args.reference)
             curves = dict(compare(sd, samplers, *settings))
             print("\n" + table(curves, args.reference))
-    if args.html:
-        path = write_new(args.html, page(certificate, curves).encode())
+    if page_file:
+        path = write_named(page_file, page(certificate, curves).encode())
         print(f"written: {path}", file=sys.stderr)
     return 0 if certificate.passed else 1
 

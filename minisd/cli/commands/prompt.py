@@ -2,13 +2,19 @@
 
 import argparse
 import codecs
+import io
+import os
 import re
 import sys
+import traceback
+import unicodedata
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from minisd.cli.messages import in_words
+from minisd.cli.completion import complete
+from minisd.cli.messages import did_you_mean, in_words, is_expected
 from minisd.cli.studio import Studio
 from minisd.cli.switches import (
     Request,
@@ -29,6 +35,7 @@ except ImportError:  # systems without it
     readline = None
 
 QUIT = ("q", "quit", "exit")
+WORDS = ("!help", "!history", "!fetch", *QUIT)  # what a line can be besides a prompt
 HELP = "draw what is typed, line by line"
 HISTORY = Path("~/.minisd_history").expanduser()
 COMMANDS = """\
@@ -38,6 +45,7 @@ words -switches       draw: fire -s10 -S42 -I drawing.png -f 0.7    (-h lists th
 !N                    put line N back, to edit or repeat it
 !fetch FILE           put back the line that drew a picture, from the settings inside it
 # ...                 a comment
+Tab                   completes a switch, a file, or a name after -A or --schedule
 q, quit, exit         quit; so does Ctrl-D. Ctrl-C stops a picture, not the program"""
 
 
@@ -46,9 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_series_switches(parser)
     add_folder_switch(parser)
     add_model_switches(parser)
-    parser.add_argument(
-        "--from_file", metavar="FILE", help="draw the lines of a file; - reads standard input"
-    )
+    text = "draw the lines of a file; - reads standard input"
+    parser.add_argument("--from_file", metavar="FILE", type=os.path.expanduser, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         return run_file(args.from_file, studio, defaults)
     print("minisd: type words, then switches; !help explains more, q quits")
     history = History()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not text are refused by `checked`
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = history.ask()
@@ -69,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
         if line in QUIT:
             return 0
         try:
-            obey(line, studio, defaults, history)
+            obey(checked(line), studio, defaults, history)
         except KeyboardInterrupt:
             print("\nstopped")
-        except (ValueError, OSError) as error:
-            print(f"minisd: {in_words(error)}", file=sys.stderr)
+        except Exception as error:
+            report(error)
 
 
 def run_file(path: str, studio: Studio, defaults: Request) -> int:
@@ -82,37 +91,57 @@ def run_file(path: str, studio: Studio, defaults: Request) -> int:
     history = History(enabled=False)
     for number, raw in enumerate(read_lines(path), 1):
         try:
-            line = decoded(raw)
+            line = checked(raw.decode("utf-8", "surrogateescape").strip())
             if line in QUIT:
                 break
             if line and not line.startswith(("#", "//")):
                 print(f"# {line}")
             obey(line, studio, defaults, history)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             status = 1
-            print(f"minisd: line {number}: {in_words(error)}", file=sys.stderr)
+            report(error, f"line {number}: ")
     return status
 
 
+def report(error: Exception, where: str = "") -> None:
+    """Print what went wrong with a line. The session goes on."""
+    if is_expected(error):
+        print(f"minisd: {where}{in_words(error)}", file=sys.stderr)
+    else:  # a bug, in minisd or in a function of the user's own
+        traceback.print_exc()
+        print(f"minisd: {where}{type(error).__name__}, see above", file=sys.stderr)
+
+
 def read_lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, or of standard input, in UTF-8. UTF-16 is converted."""
-    if path == "-":
-        yield from sys.stdin.buffer
+    """The lines of a file, or of standard input, in UTF-8.
+
+    A byte order mark is left out, and UTF-16 is converted, as Windows shells write it. Raises
+    ValueError for UTF-16 that is damaged.
+    """
+    if path == "-" and sys.stdin is None:
         return
-    data = Path(path).expanduser().read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows shells write it
-        data = data.decode("utf-16", errors="replace").encode("utf-8")
-    yield from data.removeprefix(codecs.BOM_UTF8).splitlines()
+    # Standard input is read line by line: the program that writes it may wait for a picture.
+    file = sys.stdin.buffer if path == "-" else io.BytesIO(Path(path).read_bytes())
+    first = file.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            yield from (first + file.read()).decode("utf-16").encode("utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not valid UTF-16: save it as UTF-8") from None
+        return
+    # A line may also end in a carriage return alone, as on old Macs.
+    for line in chain([first.removeprefix(codecs.BOM_UTF8)], file):
+        yield from line.splitlines() or [b""]
 
 
-def decoded(raw: bytes) -> str:
-    """One line as text. Raises ValueError if it is not plain UTF-8 text."""
-    try:
-        line = raw.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8: save the file as UTF-8") from None
-    if control := next((char for char in line if ord(char) < 32 and char != "\t"), None):
-        raise ValueError(f"it has the control character {control!r}: remove it")
+def checked(line: str) -> str:
+    """The line as it is. Raises ValueError for what is not text."""
+    for char in line:
+        category = unicodedata.category(char)
+        if category == "Cs":  # Python's sign for a byte that is not UTF-8
+            raise ValueError("it is not UTF-8: save or type it as UTF-8")
+        if category == "Cc" and char != "\t":
+            raise ValueError(f"it has the control character {char!r}: remove it")
     return line
 
 
@@ -125,20 +154,33 @@ def obey(line: str, studio: Studio, defaults: Request, history: "History") -> No
         print(COMMANDS)
         if line in ("-h", "--help"):
             line_parser().print_help()
-    elif match := re.fullmatch(r"!history(?:\s+(\d+))?", line):
+    elif match := re.fullmatch(r"!history(?:\s+(\d{1,20}))?", line):
         for i, text in history.last(int(match[1] or 20)):
             print(f"{i:4}  {text}")
-    elif match := re.fullmatch(r"!(\d+)", line):
+    elif match := re.fullmatch(r"!(\d{1,20})", line):
         history.put_back(history.line(int(match[1])))
-    elif match := re.fullmatch(r"!fetch\s+(.+)", line):
-        recipe = read_recipe(Path(" ".join(shell_words(match[1]))))
+    elif match := re.fullmatch(r"!fetch(?:\s+(.+))?", line):
+        if match[1] is None:
+            raise ValueError("!fetch needs a picture with its settings in it: !fetch FILE")
+        recipe = read_recipe(Path(" ".join(shell_words(match[1]))).expanduser())
         for note in recipe.notes:
             warnings.warn(note, stacklevel=1)
-        history.put_back(dream_line(recipe))
+        history.put_back(one_line(dream_line(recipe)))
     elif line.startswith("!"):
-        raise ValueError(f"there is no command {line.split()[0]}; !help lists the commands")
+        word = line.split()[0]
+        hint = did_you_mean(word, WORDS)
+        raise ValueError(f"there is no command {word}{hint}; !help lists the commands")
     else:
         studio.make(read_line(line, defaults))
+
+
+def one_line(text: str) -> str:
+    """A text from a picture as a line that can be typed. The tokenizer reads it as the same words.
+
+    Line ends become spaces, and control characters are left out.
+    """
+    text = re.sub(r"\s*[\n\r\u2028\u2029]\s*", " ", text)
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cs"))
 
 
 class History:
@@ -148,6 +190,7 @@ class History:
         self.readline = readline if enabled else None
         self.pending = ""
         if self.readline:
+            complete(self.readline)
             try:
                 self.readline.read_history_file(HISTORY)
             except OSError:
@@ -156,6 +199,8 @@ class History:
 
     def ask(self) -> str:
         """The next line that is typed. Raises EOFError, KeyboardInterrupt."""
+        if sys.stdin is None:  # it was closed before the program started
+            raise EOFError
         if self.readline and self.pending:
             self.readline.set_startup_hook(lambda: self.readline.insert_text(self.pending))
         try:
@@ -180,7 +225,8 @@ class History:
         return [(i, self.line(i)) for i in range(max(1, length - n + 1), length + 1)]
 
     def line(self, i: int) -> str:
-        line = self.readline.get_history_item(i) if self.readline and i > 0 else None
+        length = self.readline.get_current_history_length() if self.readline else 0
+        line = self.readline.get_history_item(i) if 0 < i <= length else None
         if line is None:
             raise ValueError(f"there is no line {i} in the history")
         return line

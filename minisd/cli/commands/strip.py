@@ -5,16 +5,14 @@ the steps asked and run, the latent at each step, and the result (minisd/figures
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from minisd.cli.files import next_prefix, open_folder, save_png
+from minisd.cli import sheets
 from minisd.cli.studio import Studio
 from minisd.cli.switches import (
-    Request,
     add_folder_switch,
     add_model_switches,
     add_recipe_switches,
@@ -22,8 +20,9 @@ from minisd.cli.switches import (
 )
 from minisd.figures.sheet import PALE, column, text_image
 from minisd.figures.strips import ROWS, strip_sheet
+from minisd.files import check_file, check_folder, open_folder
 from minisd.observe.trace import Trace
-from minisd.observe.trace_file import save_trace
+from minisd.observe.trace_file import is_trace, save_trace
 from minisd.recipes import Recipe
 from minisd.recipes.recipe import name_of
 from minisd.sweeps.axes import caption, describe, differing, file_word
@@ -37,28 +36,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_recipe_switches(parser, lists=True)
     add_folder_switch(parser)
     add_model_switches(parser)
-    add_sheet_switches(parser, rows="x", choices=list(ROWS))
+    sheets.add_switches(parser, rows="x", choices=list(ROWS))
     parser.add_argument(
         "--traces", metavar="FOLDER", help="also write the recorded runs there, for minisd diff"
     )
 
 
-def add_sheet_switches(parser: argparse.ArgumentParser, rows: str, choices: list[str]) -> None:
-    text = f"the rows of tiles, with commas between: {', '.join(choices)} ({rows})"
-    parser.add_argument("--rows", default=rows, metavar="ROW,...", help=text)
-    parser.add_argument("--tile", type=int, default=48, metavar="PX", help="size of a tile (48)")
-    parser.add_argument(
-        "--to", metavar="FILE", help="write the sheet to this file (default: a new file in -o)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
-    rows = check_sheet_switches(args, list(ROWS))
     recipes = recipes_from(args)
+    rows = sheets.check_switches(args, list(ROWS), [recipes[0].image, recipes[0].mask])
     check_names(recipes)
-    traces_folder = open_folder(args.traces) if args.traces else None
+    traces_folder = check_traces(args.traces, recipes) if args.traces else None
     studio = Studio(args)
     job = studio.prepare(recipes[0])
+    open_folder(sheets.folder_of(args))
+    if traces_folder:
+        open_folder(traces_folder)
     traces = []
     for i, recipe in enumerate(recipes, 1):
         with Trace(studio.sd, settings_of(recipe)) as trace:
@@ -71,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     titles = [describe(recipe, axes) for recipe in recipes]
     strips = strip_sheet(traces, titles, rows, args.tile, studio.sd)
     sheet = column([text_image(caption(recipes), 12, PALE), strips], gap=0, margin=10)
-    print(save_sheet(sheet, args, f"{recipes[0].seed}.strip.png"))
+    texts = sheets.texts(caption(recipes), recipes)
+    if len(recipes) == 1:
+        texts |= studio.texts(job.recipe, job.size)
+    print(sheets.save(sheet, args, f"{recipes[0].seed}.strip.png", texts))
     return 0
 
 
@@ -93,28 +89,11 @@ def trace_name(recipe: Recipe) -> str:
     return f"s{recipe.steps}{strength}-{word}-S{recipe.seed}.safetensors"
 
 
-# ---- shared with diff ----------------------------------------------------------------------------
-
-
-def check_sheet_switches(args: argparse.Namespace, choices: list[str]) -> list[str]:
-    """The rows of --rows. Raises ValueError or OSError, before any work is done."""
-    rows = args.rows.split(",")
-    for name in rows:
-        if name not in choices:
-            raise ValueError(f"--rows {name}: choose from {', '.join(choices)}")
-    if args.tile < 1:
-        raise ValueError(f"--tile must be 1 or more, not {args.tile}")
-    if args.to and Path(args.to).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--to {args.to}: name a picture, such as sheet.png")
-    if args.to:
-        open_folder(Path(args.to).parent)
-    return rows
-
-
-def save_sheet(sheet: Image.Image, args: argparse.Namespace, ending: str) -> Path:
-    """Write it to the file of --to, or to a new file in -o."""
-    if args.to:
-        sheet.save(args.to, optimize=True)
-        return Path(args.to)
-    folder = open_folder(getattr(args, "outdir", Request.outdir))
-    return save_png(sheet, folder, f"{next_prefix(folder):06}.{ending}", {})
+def check_traces(folder: str, recipes: Sequence[Recipe]) -> Path:
+    """The folder of --traces. Raises ValueError or OSError if a trace cannot be written there."""
+    names = [trace_name(recipe) for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise ValueError("two runs have the same file name: rename one sampler")
+    for name in names:
+        check_file(check_folder(folder) / name, name, replaceable=is_trace)
+    return check_folder(folder)

@@ -8,26 +8,27 @@ again.
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from minisd.cli import sheets
 from minisd.cli.commands.strip import refuse
-from minisd.cli.files import open_folder
 from minisd.cli.studio import Studio
 from minisd.cli.switches import add_model_switches, add_recipe_switches, recipes_from
 from minisd.figures.contact_sheet import sweep_sheet
+from minisd.files import check_file, check_folder, open_folder, png_bytes, write_named
+from minisd.recipes import Job
+from minisd.sweeps.axes import caption
 from minisd.sweeps.drawing import (
+    check_files,
     check_names,
     claim,
     draw_missing,
     file_name,
-    png_bytes,
     read_notes,
-    write_whole,
 )
-from minisd.sweeps.results import distances_csv
+from minisd.sweeps.results import distances_csv, is_table
 
 HELP = "draw many settings, and a contact sheet of them"
 SHEET, TABLE = "sheet.png", "distances.csv"
@@ -50,25 +51,39 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch", "tile"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, not {getattr(args, name)}")
-    notes = read_notes(Path(args.to))
+    folder = check_folder(args.to)
+    notes = read_notes(folder)
     if "seed" not in args and notes:
         args.seed = [notes["seed"]]
     recipes = recipes_from(args)
     check_names(recipes)
-    folder = open_folder(args.to)
-    job = Studio(args).prepare(recipes[0])
     names = [file_name(recipe) for recipe in recipes]
-    claim(folder, job, args.dtype, [*names, SHEET, TABLE])
-    jobs = [replace(job, recipe=recipe) for recipe in recipes]
+    check_files(folder, [*names, SHEET, TABLE])
+    inputs = [recipes[0].image, recipes[0].mask]
+    check_file(folder / SHEET, SHEET, inputs)
+    check_file(folder / TABLE, TABLE, inputs, is_table)
+    studio = Studio(args)
+    job = studio.prepare(recipes[0])
+    open_folder(folder)
+    claim(folder, job, studio.facts, [*names, SHEET, TABLE])
+    width, height = job.recipe.width, job.recipe.height
+    jobs = [replace(job, recipe=replace(r, width=width, height=height)) for r in recipes]
+
+    def texts_of(job: Job) -> dict[str, str]:
+        return studio.texts(job.recipe, job.size)
+
     missing = sum(not (folder / name).exists() for name in names)
     if missing < len(names):
         print(f"{len(names) - missing} of {len(names)} pictures are already in {folder}")
     with tqdm(total=missing, desc="sweep", unit="picture", disable=None, leave=False) as bar:
-        for count in draw_missing(jobs, folder, args.batch, refuse(args)):
+        for count in draw_missing(jobs, folder, texts_of, args.batch, refuse(args)):
             bar.update(count)
     images = [Image.open(folder / name).convert("RGB") for name in names]
     init_image = job.image if isinstance(job.image, Image.Image) else None
-    write_whole(folder / TABLE, distances_csv(recipes, images, init_image).encode())
-    write_whole(folder / SHEET, png_bytes(sweep_sheet(recipes, images, init_image, args.tile)))
-    print(f"{folder / SHEET} and {TABLE}, of {len(names)} pictures")
+    data = distances_csv(recipes, images, init_image).encode()
+    table = write_named(folder / TABLE, data, is_table)
+    sheet = sweep_sheet(recipes, images, init_image, args.tile)
+    data = png_bytes(sheet, sheets.texts(caption(recipes), recipes))
+    sheet_file = write_named(folder / SHEET, data)
+    print(f"{sheet_file} and {table.name}, of {len(names)} pictures")
     return 0
