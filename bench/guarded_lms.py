@@ -1,4 +1,4 @@
-"""A figure that shows what k_lms_guarded does: python bench/guarded_lms.py [docs/guarded-lms.svg]
+"""A figure that shows what k_lms_guarded does: python -m bench.guarded_lms docs/guarded-lms.svg
 
 Above, the noise gain of k_lms at every strength, with the guard and without it. Below, short
 img2img runs on the weights that come with minisd, beside the exact solution of the same run:

@@ -1,7 +1,8 @@
 """minisd: Stable Diffusion 1.x, small enough to read and exact enough to trust."""
 
-from minisd import more_samplers
+from minisd import more_samplers, pictures
 from minisd.checkpoint import CheckpointError, load
+from minisd.images import CONVERSIONS
 from minisd.img2img import img2img
 from minisd.inpaint import inpaint
 from minisd.recipes import Recipe, read_recipe
@@ -15,6 +16,7 @@ from minisd.txt2img import txt2img
 SAMPLERS |= more_samplers.SAMPLERS
 FACTS |= more_samplers.FACTS
 SCHEDULES |= more_samplers.SCHEDULES
+CONVERSIONS += pictures.CONVERSIONS
 
 __all__ = [
     "SAMPLERS",

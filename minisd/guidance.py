@@ -37,10 +37,7 @@ class Guided:
         if self.guidance == 1:
             x_in, t = network_input(x, sigma)
             return self.unet(x_in, t, self.context.expand(len(x), -1, -1))
-        eps_uncond, eps_cond = self.both(x, sigma)
-        if callable(self.guidance):
-            return self.guidance(eps_uncond, eps_cond, x, sigma)
-        return eps_uncond + self.guidance * (eps_cond - eps_uncond)
+        return self.guide(*self.both(x, sigma), x, sigma)
 
     def both(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """(eps_uncond, eps_cond), computed as one batch in the order of CompVis."""
@@ -49,6 +46,11 @@ class Guided:
         eps = self.unet(x_in.repeat(2, 1, 1, 1), t.repeat(2), context)
         eps_uncond, eps_cond = eps.chunk(2)
         return eps_uncond, eps_cond
+
+    def guide(self, eps_uncond: Tensor, eps_cond: Tensor, x: Tensor, sigma: float) -> Tensor:
+        if callable(self.guidance):
+            return self.guidance(eps_uncond, eps_cond, x, sigma)
+        return eps_uncond + self.guidance * (eps_cond - eps_uncond)
 
 
 def network_input(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

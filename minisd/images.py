@@ -1,18 +1,18 @@
 """Pictures in and out: Pillow <-> tensors (B, 3, H, W) in [-1, 1]."""
 
-import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 
 Picture = Image.Image | str | Path | np.ndarray
 OPAQUE = 250  # of 255: a pixel with this alpha or more counts as opaque
-# Pillow allows 64 MB of text in a PNG, but only 1 MB in one piece: some workflows are longer.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# What makes pictures of other kinds 8-bit pictures in sRGB: minisd/pictures/ adds its functions.
+CONVERSIONS: list[Callable[[Image.Image], Image.Image]] = []
 
 
 def open_image(picture: Picture) -> Image.Image:
@@ -27,56 +27,18 @@ def open_image(picture: Picture) -> Image.Image:
         picture = from_array(picture)
     image = picture if isinstance(picture, Image.Image) else read_image(picture)
     image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = to_8_bits(image)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow cannot convert La to RGBA directly
-    has_alpha = image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info
-    opened = image.convert("RGBA" if has_alpha else "RGB")
-    if profile:
-        rgb = to_srgb(image, opened.convert("RGB"), profile)
-        opened = Image.merge(opened.mode, [*rgb.split(), *opened.split()[3:]])
-    return opened
-
-
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 or 32 bits as L, or as LA. Pillow's own conversion would clip it.
-
-    White is 1 for floats and 65535 for whole numbers, or the largest value if that is more.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    white = max(1 if image.mode == "F" else 65535, values.max(initial=0))
-    grey = (values / white * 255).clip(0, 255).astype(np.uint8)
-    if values.any() and np.mean(grey < 16) > 0.99:
-        span = f"{values.min():g} to {values.max():g}, and {white:g} is white"
-        warnings.warn(f"nearly all of the picture is black: its values are {span}", stacklevel=3)
-    if "transparency" not in image.info:
-        return Image.fromarray(grey)
-    opaque = values != image.info["transparency"]
-    return Image.merge("LA", [Image.fromarray(band) for band in (grey, np.uint8(255) * opaque)])
-
-
-def to_srgb(image: Image.Image, rgb: Image.Image, profile: bytes) -> Image.Image:
-    """The picture in sRGB, from the colours of its ICC profile. `rgb`: the same without profile."""
-    try:
-        source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        is_grey = source.profile.xcolor_space == "GRAY" and image.mode in ("1", "L", "LA")
-        colours = rgb.convert("L") if is_grey else image if image.mode == "CMYK" else rgb
-        converted = ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ImportError) as error:
-        warnings.warn(f"the picture's colour profile cannot be used: {error}", stacklevel=3)
-        return rgb
-    # Profiles of sRGB itself are rounded differently: such pictures keep their bits.
-    difference = np.asarray(converted, np.int16) - np.asarray(rgb, np.int16)
-    return converted if np.abs(difference).max(initial=0) > 1 else rgb
+    for convert in CONVERSIONS:
+        image = convert(image)
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def read_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(Path(path))
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"

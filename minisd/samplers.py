@@ -29,7 +29,9 @@ from torch import Tensor
 
 PredictEps = Callable[[Tensor, float], Tensor]
 Sampler = Callable[..., Iterator["Step"]]
-Rng = torch.Generator | Sequence[torch.Generator] | None  # a list: one for each image
+NoiseSource = Callable[[Tensor, float, float], Tensor]  # (x, sigma, sigma_next) -> noise
+# A list holds one generator for each image.
+Rng = torch.Generator | Sequence[torch.Generator] | NoiseSource | None
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,15 @@ def ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, 
     return (sigma_next**2 - up**2) ** 0.5, up
 
 
-def fresh_noise(x: Tensor, generator: Rng) -> Tensor:
-    """Normal noise of x's shape, drawn on the CPU; for a list of generators, each image's own."""
+def fresh_noise(x: Tensor, generator: Rng, sigma: float = 0, sigma_next: float = 0) -> Tensor:
+    """Normal noise of x's shape, drawn on the CPU; for a list of generators, each image's own.
+
+    A function in place of the generator gets the levels of the step: see more_samplers/brownian.py.
+    """
+    if callable(generator):
+        return generator(x, sigma, sigma_next)
+    if generator is None:  # torch would take the global one, and no seed would give the noise again
+        raise ValueError("fresh noise needs a generator, such as torch.Generator().manual_seed(1)")
     if isinstance(generator, Sequence):
         return torch.cat([torch.randn(1, *x.shape[1:], generator=g) for g in generator]).to(x)
     return torch.randn(x.shape, generator=generator).to(x)
@@ -141,7 +150,7 @@ def ddim(
         down, up = ancestral_step(sigma, sigma_next, eta)
         x_next = x + (down - sigma) * eps
         if eta > 0:
-            x_next = x_next + up * fresh_noise(x, generator)
+            x_next = x_next + up * fresh_noise(x, generator, sigma, sigma_next)
         yield Step(i, sigma, sigma_next, x, eps, x_next)
         x = x_next
 
@@ -159,7 +168,7 @@ def k_euler_a(
         down, up = ancestral_step(sigma, sigma_next, eta)
         x_next = x + (down - sigma) * eps
         if up > 0:
-            x_next = x_next + up * fresh_noise(x, generator)
+            x_next = x_next + up * fresh_noise(x, generator, sigma, sigma_next)
         yield Step(i, sigma, sigma_next, x, eps, x_next)
         x = x_next
 
@@ -216,7 +225,7 @@ def k_dpm_2_a(
         slope = eps if down == 0 else midpoint_eps(predict_eps, x, eps, sigma, down)
         x_next = x + (down - sigma) * slope
         if up > 0:
-            x_next = x_next + up * fresh_noise(x, generator)
+            x_next = x_next + up * fresh_noise(x, generator, sigma, sigma_next)
         yield Step(i, sigma, sigma_next, x, eps, x_next)
         x = x_next
 
@@ -265,7 +274,7 @@ def k_dpmpp_2_a(
             x0_middle = u - middle * predict_eps(u, middle)
             x_next = down / sigma * x - expm1(-h) * x0_middle
         if up > 0:
-            x_next = x_next + up * fresh_noise(x, generator)
+            x_next = x_next + up * fresh_noise(x, generator, sigma, sigma_next)
         yield Step(i, sigma, sigma_next, x, eps, x_next)
         x = x_next
 
@@ -309,6 +318,10 @@ class Facts(NamedTuple):
     calls: int = 10  # of the network in 10 steps of which the last goes to sigma 0
     normals: int = 0  # draws of fresh noise in these 10 steps, if eta is above 0
     uneven_order: int | None = None  # the order where long and short steps alternate, if it differs
+    weak_order: int | None = None  # of the distribution of results with fresh noise, if it differs
+    corrects: bool = False  # whether a corrector adds one to the order that the sampler is given
+    ddpm: bool = True  # whether its fresh noise is eta times DDPM's
+    resumes: bool = True  # whether a run from the middle is the end of a whole run
 
 
 TEN = (k_lms, ddim, plms, k_euler, k_euler_a, k_heun, k_dpm_2, k_dpm_2_a, k_dpmpp_2, k_dpmpp_2_a)

@@ -38,6 +38,8 @@ class StableDiffusion:
     native_size: int = 512  # side in pixels of the pictures that it was trained on
     latent_rgb: Sequence[Sequence[float]] = SD1_LATENT_RGB
     latent_rgb_bias: Sequence[float] = (0.0, 0.0, 0.0)
+    vae_path: Path | None = None  # the file of an autoencoder in place of the checkpoint's own
+    ema: bool = False  # whether the UNet has the training averages of its weights
 
     def text_states(self, prompt: str | Tensor) -> Tensor:
         """(1, 77, C) float32, what the UNet reads of a prompt. Text states stay as they are."""

@@ -7,27 +7,26 @@ from pathlib import Path
 import ftfy
 import tokenizers
 import torch
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 VOCABULARY = 49408  # token ids
 START, END = 49406, 49407
 LENGTH = 77  # token ids of a prompt: start, up to 75 of the text, end
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # each digit is a word
+WORDS = r"'[s\x{17F}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # single digits
 
 
 class Tokenizer:
-    """OpenAI's simple_tokenizer.py, as Hugging Face's CLIPTokenizer has it: SD 1.x uses it."""
+    """OpenAI's simple_tokenizer.py, in the form of transformers in 2022, which SD 1.x used."""
 
     def __init__(self) -> None:
         path = Path(__file__).parent / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")
         merges = [(a, b) for a, b in map(str.split, lines[1 : 49152 - 256 - 2 + 1])]
         symbols = byte_symbols()
-        words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges)]
-        vocabulary = {
-            word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])
-        }
+        ends = ["<|startoftext|>", "<|endoftext|>"]
+        words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), *ends]
+        vocabulary = {word: i for i, word in enumerate(words)}
         self.bpe = tokenizers.Tokenizer(
             models.BPE(vocabulary, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"),
         )
@@ -41,7 +40,8 @@ class Tokenizer:
             ]
         )
         self.bpe.decoder = decoders.ByteLevel()
-        self.bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+        # Normalized: OpenAI's lower-cases the text first, and then looks for these.
+        self.bpe.add_special_tokens([AddedToken(word, normalized=True) for word in ends])
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start and end. ftfy cleans it, as SD does."""

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import minisd
-from minisd.recipes.recipe import colours_erased
+from minisd.inpaint import colours_erased
 
 SETTINGS = {"steps": 8, "strength": 0.8, "guidance": 4, "seed": 5}
 

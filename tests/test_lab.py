@@ -1,5 +1,6 @@
 """The sampler laboratory: its verdicts on minisd's samplers and on mutants, card and command."""
 
+import inspect
 import json
 import xml.etree.ElementTree as ET
 from functools import partial
@@ -12,11 +13,21 @@ from minisd.cli.main import main
 from minisd.figures.svg import plot
 from minisd.lab.certificate import certify, theory_of
 from minisd.lab.compare import STEPS, compare, table
-from minisd.lab.quality import noise_gain
+from minisd.lab.quality import check_uneven, noise_gain
+from minisd.lab.subject import Theory
 from minisd.more_samplers.guarded_lms import guarded_orders, k_lms_guarded
-from minisd.samplers import FACTS, SAMPLERS, k_euler, k_lms, lms_weights
+from minisd.samplers import (
+    FACTS,
+    SAMPLERS,
+    ancestral_step,
+    fresh_noise,
+    k_euler,
+    k_lms,
+    lms_weights,
+)
 from minisd.schedule import SCHEDULES
 
+from . import other_samplers
 from .mutants.bugs import BUGS, changes_frozen_sums, failed_check, with_bug
 
 slow = pytest.mark.slow
@@ -81,11 +92,146 @@ def test_a_sampler_that_raises_gets_a_card():
     json.loads(certificate.json())
 
 
+# ---- samplers of other kinds ---------------------------------------------------------------------
+
+adams_twice = partial(other_samplers.adams, repeat=True)
+# A name, the sampler, its order, and that of a step from its corrected base, if it has one.
+OTHERS = [
+    ("UniPC of order 1", partial(other_samplers.unipc, order=1), 2, 1),
+    ("UniPC of order 2", partial(other_samplers.unipc, order=2), 3, 2),
+    ("UniPC of order 3", partial(other_samplers.unipc, order=3), 4, 3),
+    ("trapezoid", other_samplers.trapezoid, 2, 1),
+    *[(f"Adams of order {n}", partial(other_samplers.adams, order=n), n + 1, n) for n in (1, 2, 3)],
+    *[
+        (f"Adams of order {n}, with repeats", partial(adams_twice, order=n), n + 1, None)
+        for n in (1, 2, 3)
+    ],
+]
+UNEVEN = "order of a step on an uneven schedule"
+CORRECTED = "order of a corrected step, uneven schedule"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order", "own_order"),
+    [
+        pytest.param(*values, id=name, marks=[] if name == "UniPC of order 2" else slow)
+        for name, *values in OTHERS
+    ],
+)
+def test_predictor_correctors_pass(sampler, order, own_order):
+    """With and without theory. If a corrector follows, the order of the step alone is measured."""
+    for theory in (Theory(), Theory(order=order, memory=order > 2 or None)):
+        certificate = certify(sampler, theory=theory)
+        assert certificate.passed, certificate.card()
+    lines = {line.check: line for line in certificate.lines}
+    assert lines["order"].value == pytest.approx(order, abs=0.1)
+    if own_order is None:
+        assert CORRECTED not in lines and lines[UNEVEN].verdict == "pass"
+    else:
+        assert lines[UNEVEN].verdict == "measured" and lines[CORRECTED].verdict == "pass"
+        assert lines[UNEVEN].value == pytest.approx(own_order, abs=0.1)
+        assert lines[CORRECTED].value == pytest.approx(order, abs=0.1)
+        for declared, verdict in ((own_order, "pass"), (order, "fail")):
+            theory = Theory(order=order, uneven_order=declared)
+            (line,) = (
+                line
+                for line in certify(sampler, theory=theory, checks=[check_uneven]).lines
+                if line.check == UNEVEN
+            )
+            assert line.verdict == verdict
+
+
+def test_a_restart_passes():
+    """It adds noise again on the way, and goes down again, within one Step."""
+    certificate = certify(other_samplers.restart)
+    assert certificate.passed, certificate.card()
+    lines = {line.check: line.value for line in certificate.lines}
+    assert lines["weak order"] == pytest.approx(1, abs=0.1)
+    assert lines["normals drawn in 10 steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "new", "order"),
+    [
+        ("unipc", "[*nodes, node]", "[*nodes[:1], node]", 3),  # the corrector forgets a node
+        ("unipc", "if nodes:", "if False:", 3),  # it never corrects
+        ("unipc", "base, sigma_last = x, sigmas[0]", "base, sigma_last = x, sigmas[-2]", 3),
+        ("unified_step", "(place - start) / h", "h / (place - start)", 4),
+        ("unified_step", "factorial *= n", "factorial *= n + 1", 4),
+        ("unified_step", "- expm1(-h) * float", "+ expm1(-h) * float", 3),
+        ("trapezoid", "(eps + slope_last) / 2", "(2 * eps + slope_last) / 3", 2),
+        ("trapezoid", "h_last * (eps", "(sigma_next - sigma) * (eps", 2),
+        ("adams", "moulton(sigmas, i - 1,", "moulton(sigmas, i,", 3),
+        ("adams", "[eps, *slopes])", "[*slopes, eps])", 3),
+        ("moulton", "sigmas[i + 1 - j]", "sigmas[i + 1] + j * (sigmas[i] - sigmas[i + 1])", 3),
+        ("restart", "high**2 - sigma_next**2", "high**2", None),
+        ("restart", "fresh_noise(x, generator)", "torch.randn(x.shape).to(x)", None),
+        ("restart", "predict_eps(x_next, a)", "predict_eps(x_next, b)", None),
+    ],
+)
+def test_broken_samplers_of_other_kinds_fail(function, old, new, order):
+    """Each bug is an edit of the source. Some leave a right method of another order."""
+    source = inspect.getsource(other_samplers)
+    block = inspect.getsource(getattr(other_samplers, function))
+    assert old in block
+    namespace = {"__name__": "mutant"}
+    exec(compile(source.replace(block, block.replace(old, new)), "mutant", "exec"), namespace)
+    sampler = {"unified_step": "unipc", "moulton": "adams"}.get(function, function)
+    options = {"order": order - 1} if sampler in ("unipc", "adams") else {}
+    mutant = partial(namespace[sampler], **options)
+    assert not certify(mutant, theory=Theory(order=order), stop_at_failure=True).passed
+
+
+def test_noise_by_another_rule_than_the_guides():
+    """Each mistake is one line that names fresh_noise; with fresh_noise nothing fails."""
+
+    def ancestral(draw):
+        def euler_a(predict_eps, x, sigmas, generator):
+            for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:])):
+                eps = predict_eps(x, sigma)
+                down, up = ancestral_step(sigma, sigma_next, 1.0)
+                x_next = x + (down - sigma) * eps
+                if up > 0:
+                    x_next = x_next + up * draw(x, generator)
+                yield minisd.Step(i, sigma, sigma_next, x, eps, x_next)
+                x = x_next
+
+        return certify(euler_a, "euler_a")
+
+    def failures(certificate):
+        assert all("fresh_noise(x, generator)" in line.meaning for line in certificate.failures)
+        return {line.check for line in certificate.failures}
+
+    assert failures(ancestral(fresh_noise)) == set()
+    plain = ancestral(lambda x, generator: torch.randn(x.shape, generator=generator).to(x))
+    assert failures(plain) == {"pictures of a batch with wrong noise"}
+    unconverted = ancestral(lambda x, generator: torch.randn(x.shape, generator=generator))
+    assert failures(unconverted) == {
+        "pictures of a batch with wrong noise",
+        "dtypes that x does not keep",
+    }
+    (line,) = (line for line in unconverted.failures if "dtypes" in line.check)
+    assert "fresh noise in float32 is added to x of another dtype" in line.meaning
+
+    def for_lists(x, generator):
+        if isinstance(generator, list):
+            return torch.cat([torch.randn(1, *x.shape[1:], generator=g) for g in generator])
+        return torch.randn(x.shape, generator=generator)
+
+    assert failures(ancestral(for_lists)) == {"dtypes that x does not keep"}
+
+
+def test_fresh_noise_needs_a_generator():
+    """Without one, torch would use the global generator."""
+    with pytest.raises(ValueError, match="needs a generator"):
+        fresh_noise(torch.zeros(1, 4, 8, 8), None)
+
+
 # ---- mutants -------------------------------------------------------------------------------------
 
 
 def test_every_mutant_applies():
-    assert len(BUGS) == 193
+    assert len(BUGS) == 197
     assert len({(bug.sampler, bug.label) for bug in BUGS}) == len(BUGS)
     for bug in BUGS:
         with_bug(bug)
@@ -209,6 +355,21 @@ def test_the_command_certifies_a_function_in_a_file(tmp_path, capsys):
     assert "order" in failed and "noise present / sigma passed - 1" in failed
     assert main(["lab", f"{tmp_path}/own.py:half", "--set", "share=1"]) == 0  # which is Euler
     assert main(["lab", "k_euler", "--order", "2"]) == 1
+
+
+def test_the_command_certifies_a_predictor_corrector(capsys):
+    unipc = f"{other_samplers.__file__}:unipc"
+    capsys.readouterr()
+    for words, status in (
+        (["--order", "3"], 0),
+        (["--order", "3", "--uneven-order", "2"], 0),
+        (["--order", "3", "--uneven-order", "3"], 1),
+        (["--order", "2"], 1),
+        (["--order", "4", "--set", "order=3"], 0),
+    ):
+        assert main(["lab", unipc, *words]) == status, capsys.readouterr().out
+    card = capsys.readouterr().out
+    assert f"measured  {UNEVEN}" in card and "any: a corrector follows" in card
 
 
 def test_the_command_certifies_k_lms_guarded(capsys):

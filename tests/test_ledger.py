@@ -321,7 +321,7 @@ def test_insertion():
     cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151, 17))
     strengths = cycle(p / 100 for p in range(0, 101, 7))
     n = check_insertions((*case, strength) for case, strength in zip(cases, strengths))
-    assert n == len(minisd.SAMPLERS) * 4 * 9
+    assert n == len(minisd.SAMPLERS) * len(minisd.SCHEDULES) * 9
 
 
 @pytest.mark.slow
@@ -331,7 +331,7 @@ def test_insertion_of_100_000():
     strengths = cycle(p / 100 for p in range(101))
     cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151), range(17))
     n = check_insertions((*case[:3], strength) for case, strength in zip(cases, strengths))
-    assert n == len(minisd.SAMPLERS) * 4 * 150 * 17
+    assert n == len(minisd.SAMPLERS) * len(minisd.SCHEDULES) * 150 * 17
 
 
 # ---- minisd explain ------------------------------------------------------------------------------

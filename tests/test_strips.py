@@ -391,7 +391,7 @@ def test_each_run_of_a_batch_has_a_ledger(emoji):
     """One wrong run among right ones is refused: its first level is above the network's highest."""
     recipe = Recipe("fire", steps=2, seed=1, guidance=1)
     job = prepare(recipe, emoji, FIRE)
-    wrong = replace(job, recipe=replace(recipe, strength=1, schedule=lambda _: [20.0, 0.0]))
+    wrong = replace(job, recipe=replace(recipe, strength=1, schedule=lambda _: [20.0, 1.0, 0.0]))
     with pytest.raises(NoiseMismatch, match=r"noise added has sigma 20\.0.*expects 14\.61"):
         draw_together([job, wrong])
     with pytest.warns(UserWarning, match="THE NOISE IS WRONG"):

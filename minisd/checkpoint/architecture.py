@@ -9,6 +9,7 @@ from torch import nn
 
 from minisd.checkpoint.names import PREFIXES, Shapes
 from minisd.checkpoint.tensors import CheckpointError
+from minisd.checkpoint.v_prediction import VPredictionUNet
 from minisd.text_encoder import TextEncoder
 from minisd.unet import Row, Table, UNet
 from minisd.vae import VAE
@@ -20,15 +21,19 @@ class Models(NamedTuple):
     text_encoder: TextEncoder
 
 
-def build(shapes: dict[str, Shapes], unet_heads: int = 8, text_heads: int = 12) -> Models:
+def build(
+    shapes: dict[str, Shapes], unet_heads: int = 8, text_heads: int = 12, prediction: str = "eps"
+) -> Models:
     """The three models that these names and shapes describe, on the meta device: without memory.
 
-    shapes: of each model's tensors, by PREFIXES's keys, names without the prefix. Raises
+    shapes: of each model's tensors, by PREFIXES's keys, names without the prefix. prediction: "eps"
+    or "v", what the UNet's layers predict. Raises
     CheckpointError, which lists mismatches against the inferred architecture or against SD 1.x,
     whichever has fewer.
     """
+    unet = VPredictionUNet if prediction == "v" else UNet
     makers: dict[str, Callable[[], nn.Module]] = {
-        "unet": lambda: UNet(unet_table(shapes["unet"]), unet_heads),
+        "unet": lambda: unet(unet_table(shapes["unet"]), unet_heads),
         "vae": lambda: VAE(**vae_size(shapes["vae"])),
         "text_encoder": lambda: TextEncoder(
             **text_encoder_size(shapes["text_encoder"]), heads=text_heads

@@ -1,25 +1,36 @@
 """An original checkpoint file -> StableDiffusion, without running anything that is in the file.
 
 The modules' attributes are named like the checkpoint's tensors, so loading is: strip the prefix,
-load strictly. There is no table of renames that could be wrong. README.md explains the names row by
-row.
+load strictly. README.md explains the names row by row. forms.py first takes off what other programs
+put around SD 1.x's names, and what they leave beside its tensors.
 """
 
 import json
-import mmap
-import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from minisd.checkpoint.architecture import build, shortened
+from minisd.checkpoint.forms import (
+    Tensors,
+    autoencoder,
+    describe_leftovers,
+    is_whole,
+    original_names,
+    training_averages,
+    without_leftovers,
+)
 from minisd.checkpoint.kinds import kind_of_model
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES, SCHEDULE_BUFFERS
-from minisd.checkpoint.numbers import DTYPES, fill, read_numbers
-from minisd.checkpoint.tensors import READABLE, CheckpointError, StoredTensor, read_tensors
+from minisd.checkpoint.numbers import DTYPES, fill, read_stored
+from minisd.checkpoint.tensors import READABLE, CheckpointError, read_tensors
+from minisd.checkpoint.v_prediction import stated_prediction
 from minisd.schedule import ABAR
 from minisd.stable_diffusion import StableDiffusion
 from minisd.tokenizer import Tokenizer
@@ -30,31 +41,51 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
+    ema: bool = False,
+    prediction: str | None = None,
 ) -> StableDiffusion:
     """Load an SD 1.x checkpoint, .ckpt or .safetensors; None: the weights that come with minisd.
 
-    UNet and autoencoder get `dtype` (float32, bfloat16 or float16); the text encoder gets float32.
-    Tensors that have this dtype in the file stay there, memory-mapped, until they are used. Raises
-    CheckpointError (a ValueError), whose message says in one line what is wrong, and OSError.
+    dtype   of UNet and autoencoder: float32, bfloat16 or float16; the text encoder gets float32
+    vae     a file whose autoencoder replaces the checkpoint's own
+    ema     use the training averages of the UNet's weights, if the file holds them
+    prediction  what the UNet was trained to predict, "eps" or "v"; None: what the file, its
+            metadata, or a .yaml beside it says, else "eps"
+
+    Raises CheckpointError (a ValueError), whose message says what is wrong in one line, or OSError.
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, bfloat16 or float16, not {dtype}")
-    path = Path(path) if path else bundled_weights()
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f"prediction must be 'eps' or 'v', not {prediction!r}")
+    check_device(device)
+    path = bundled_weights() if path is None else Path(path)
+    files = dict.fromkeys(PREFIXES, path)
     tensors, metadata = read_tensors(path)  # 1. names, shapes, places in the file
-    try:
+    with errors_name(path):
+        tensors = original_names(tensors)
         parts = by_model(tensors)  # 2. which tensor belongs to which model
+        if ema:
+            parts["unet"] = training_averages(tensors, parts["unet"])
         facts = read_facts(metadata)  # 3. what names and shapes do not show
+        prediction = prediction or (stated_prediction(tensors, metadata, path) or ["eps"])[0]
+        warn_of_other_schedule(tensors, path)
+    if vae is not None:
+        files["vae"] = Path(vae)
+        with errors_name(vae):
+            parts["vae"] = weights_of("vae", autoencoder(read_tensors(vae)[0]))
+    with errors_name(path if vae is None else f"{path} with the autoencoder {vae}"):
         # 4. the architecture: the models, still without memory
         shapes = {part: {name: t.shape for name, t in parts[part].items()} for part in parts}
-        models = build(shapes, facts.pop("unet_heads", 8), facts.pop("text_heads", 12))
-        with open(path, "rb") as file:
-            warn_of_other_schedule(tensors, file)
-            for part, model in models._asdict().items():  # 5. the numbers
-                part_dtype = torch.float32 if part == "text_encoder" else dtype
+        heads = facts.pop("unet_heads", 8), facts.pop("text_heads", 12)
+        models = build(shapes, *heads, prediction)
+        for part, model in models._asdict().items():  # 5. the numbers
+            part_dtype = torch.float32 if part == "text_encoder" else dtype
+            with open(files[part], "rb") as file:
                 fill(model, parts[part], file, part_dtype, PREFIXES[part])
-                model.to(device)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {str(error)[:900]}") from None
+            model.to(device)
+        warn_of_zeros(models._asdict())
     return StableDiffusion(
         Tokenizer(),
         models.text_encoder,
@@ -63,8 +94,30 @@ def load(
         path,
         torch.device(device),
         multiple=models.vae.factor * models.unet.factor,
+        vae_path=None if vae is None else Path(vae),
+        ema=ema,
         **facts,
     )
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises ValueError for a device that does not exist, or that cannot compute."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device raises an error of its own
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the device {device} cannot be used: {problem}") from None
+
+
+@contextmanager
+def errors_name(path: str | Path) -> Iterator[None]:
+    """Within the block, a CheckpointError's message gets the file's path in front."""
+    try:
+        yield
+    except CheckpointError as error:
+        message = str(error)
+        prefix = "" if message.startswith(f"{path}: ") else f"{path}: "
+        raise CheckpointError(prefix + message[:900]) from None
 
 
 def bundled_weights() -> Path:
@@ -79,53 +132,67 @@ def bundled_weights() -> Path:
     )
 
 
-def by_model(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+def by_model(tensors: Tensors) -> dict[str, Tensors]:
     """The tensors of each model, without prefixes. All others must be known leftovers.
 
-    Raises CheckpointError, which says so if the file is of another kind.
+    tensors: under SD 1.x's names. Raises CheckpointError, which says so if the file is of another
+    kind.
     """
-    kind = kind_of_model({name: tensor.shape for name, tensor in tensors.items()})
-    if kind:
-        raise CheckpointError(kind)
-    parts: dict[str, dict[str, StoredTensor]] = {part: {} for part in PREFIXES}
-    unknown, averages = [], 0
-    newer = re.compile(r"^cond_stage_model\.transformer\.(?!text_model\.)")
+    leftovers: dict[str, int] = {}
+    if is_whole(tensors):
+        tensors, leftovers = without_leftovers(tensors)
+    kind, reason = kind_of_model({name: tensor.shape for name, tensor in tensors.items()})
+    if reason:
+        kind = kind if kind.startswith("not ") else f"this is {kind}"
+        raise CheckpointError(f"{kind}: {reason}")
+    parts: dict[str, Tensors] = {part: {} for part in PREFIXES}
+    unknown = []
     for name, tensor in tensors.items():
-        # Newer versions of transformers dropped one level of the text encoder's names.
-        key = newer.sub(PREFIXES["text_encoder"], name)
-        part = next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), None)
-        if key in SCHEDULE_BUFFERS or key == POSITION_IDS:
-            shape = (1, 77) if key == POSITION_IDS else (1000,)
+        part = next((part for part, prefix in PREFIXES.items() if name.startswith(prefix)), None)
+        if name in SCHEDULE_BUFFERS or name == POSITION_IDS:
+            shape = (1, 77) if name == POSITION_IDS else (1000,)
             if tensor.shape != shape:
                 raise CheckpointError(f"wrong shape: {name} is {tensor.shape}, should be {shape}")
-        elif key.startswith("model_ema."):
-            averages += 1
         elif part is None:
             unknown.append(name)
-        elif key.removeprefix(PREFIXES[part]) in parts[part]:
-            raise CheckpointError(f"{key[:100]} occurs twice, with and without text_model.")
-        elif tensor.dtype not in DTYPES:
-            raise CheckpointError(f"{name[:100]} is stored as {tensor.dtype}: {READABLE}")
-        elif 0 in tensor.shape:
-            raise CheckpointError(f"{name[:100]} is empty: its shape is {tensor.shape}")
         else:
-            parts[part][key.removeprefix(PREFIXES[part])] = tensor
+            parts[part][name.removeprefix(PREFIXES[part])] = tensor
     if unknown:
         raise CheckpointError(f"tensors that SD 1.x does not have: {shortened(unknown)}")
-    if averages:
-        purpose = "they are averages of the weights, for training"
-        warnings.warn(f"ignored {averages} tensors model_ema.*: {purpose}", stacklevel=3)
-    return parts
+    if leftovers:
+        warnings.warn(f"ignored {describe_leftovers(leftovers)}"[:900], stacklevel=3)
+    return {part: weights_of(part, parts[part]) for part in parts}
+
+
+def weights_of(part: str, tensors: Tensors) -> Tensors:
+    """A model's tensors as they are. Raises CheckpointError for those that cannot be weights."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            stored = f"{PREFIXES[part]}{name[:100]} is stored as {tensor.dtype}"
+            raise CheckpointError(f"{stored}: {READABLE}")
+        if 0 in tensor.shape:
+            empty = f"{PREFIXES[part]}{name[:100]} is empty"
+            raise CheckpointError(f"{empty}: its shape is {tensor.shape}")
+    return tensors
 
 
 def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     """What names and shapes do not show, from the file's metadata under the key `minisd`.
 
-    Raises CheckpointError.
+    Text there that is not a JSON object is another program's, and ignored. Raises CheckpointError.
     """
+    text = metadata.get("minisd", "{}")
     numbers, texts = ("unet_heads", "text_heads", "native_size"), ("name", "licence")
     try:
-        entries = dict(json.loads(metadata.get("minisd", "{}")).items())
+        entries = json.loads(text)
+    except ValueError:
+        entries = None
+    except RecursionError:
+        raise CheckpointError("its metadata under the key 'minisd' is wrong: too deep") from None
+    if not isinstance(entries, dict):
+        warnings.warn("its metadata under the key 'minisd' is ignored: not minisd's", stacklevel=3)
+        return {}
+    try:
         facts = {key: int(entries[key]) for key in numbers if key in entries}
         if not all(1 <= number <= 1 << 16 for number in facts.values()):
             raise ValueError("a number is below 1 or above 65,536")
@@ -135,19 +202,35 @@ def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
             if rows.shape != (5, 3) or not np.isfinite(rows).all():
                 raise ValueError("latent_rgb must be four rows of three numbers, its bias three")
             facts |= {"latent_rgb": rows[:4].tolist(), "latent_rgb_bias": rows[4].tolist()}
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise CheckpointError(f"its metadata under the key 'minisd' is wrong: {error}") from None
-    except RecursionError:
-        raise CheckpointError("its metadata under the key 'minisd' is wrong: too deep") from None
     return facts
 
 
-def warn_of_other_schedule(tensors: dict[str, StoredTensor], file: BinaryIO) -> None:
+def warn_of_other_schedule(tensors: Tensors, path: Path) -> None:
     """Warn if the file was trained on another schedule: minisd always uses that of SD 1.x."""
     stored = tensors.get("alphas_cumprod")
     if stored and stored.dtype in DTYPES:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        abar = read_numbers(stored, file, mapped, torch.float64).numpy()
-        if not np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3):  # wide enough for bfloat16
+        abar = read_stored(path, stored).double().numpy()
+        if not np.isfinite(abar).all():
+            copy = "the file's copy of the noise schedule holds NaN or Inf"
+            warnings.warn(f"{copy}: minisd computes its own, SD 1.x's", stacklevel=3)
+        elif not np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3):  # wide enough for bfloat16
             schedules = "the file's noise schedule is not SD 1.x's, but minisd uses SD 1.x's"
             warnings.warn(schedules, stacklevel=3)
+    elif "ztsnr" in tensors:
+        trained = "the model was trained with zero terminal SNR, down to pure noise"
+        warnings.warn(f"{trained}, but minisd uses SD 1.x's schedule", stacklevel=3)
+
+
+def warn_of_zeros(models: dict[str, nn.Module]) -> None:
+    """Warn of matrices and convolutions that are zero throughout: no training leaves such."""
+    names = []
+    for part, model in models.items():
+        for name, weight in model.state_dict().items():
+            if weight.ndim > 1 and not weight.flatten()[:64].any() and not weight.any():
+                names.append(PREFIXES[part] + name)
+    if names:
+        zeros = f"{len(names)} weight{'s are' if len(names) > 1 else ' is'} zero throughout"
+        remedy = "the download may not have been finished"
+        warnings.warn(f"{zeros}, {remedy}: {shortened(names, limit=3)}", stacklevel=3)

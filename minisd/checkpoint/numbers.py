@@ -3,6 +3,7 @@
 import math
 import mmap
 import os
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -12,6 +13,14 @@ from minisd.checkpoint.tensors import CheckpointError, StoredTensor
 
 CHUNK = 1 << 16  # numbers that are read and converted at a time; they fit the processor's cache
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# A matrix times a single vector is summed in an order that depends on the matrix's address: the same
+# weights in another file would give other bits. So tensors up to SMALL bytes get an address that is
+# a multiple of ALIGNMENT. SD 1.x uses larger ones with single vectors only at 64x64 pixels.
+ALIGNMENT, SMALL = 64, 1 << 23
+INTEGERS = {
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
 
 
 def fill(
@@ -41,10 +50,14 @@ def fill(
 def read_numbers(
     tensor: StoredTensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype
 ) -> Tensor:
-    """A stored tensor in `dtype`: left in the mapped file if it has that dtype, else converted."""
+    """A stored tensor in `dtype`: left in the mapped file if it can be, else copied and converted.
+
+    It can be left there if it has that dtype, and is large or well aligned.
+    """
     stored = DTYPES[tensor.dtype]
     n = tensor.nbytes // stored.itemsize
-    if stored == dtype and tensor.start % stored.itemsize == 0:
+    alignment = ALIGNMENT if tensor.nbytes <= SMALL else stored.itemsize
+    if stored == dtype and tensor.start % alignment == 0:
         flat = torch.frombuffer(mapped, dtype=stored, count=n, offset=tensor.start)
     else:  # from the file, not from the map: touched pages of the map would count as memory too
         flat = torch.empty(n, dtype=dtype)
@@ -52,6 +65,17 @@ def read_numbers(
         for chunk in flat.split(CHUNK):
             buffer = bytearray(file.read(len(chunk) * stored.itemsize))
             chunk.copy_(torch.frombuffer(buffer, dtype=stored))
+    return flat.as_strided(tensor.shape, tensor.stride).contiguous()
+
+
+def read_stored(path: Path, tensor: StoredTensor) -> Tensor:
+    """One tensor of a file, as it is stored. Raises CheckpointError, OSError."""
+    buffer = bytearray(tensor.nbytes)
+    with open(path, "rb") as file:
+        file.seek(tensor.start)
+        if file.readinto(buffer) != len(buffer):
+            raise CheckpointError(f"{path} was cut short while it was read")
+    flat = torch.frombuffer(buffer, dtype=(DTYPES | INTEGERS)[tensor.dtype])
     return flat.as_strided(tensor.shape, tensor.stride).contiguous()
 
 

@@ -120,8 +120,8 @@ class Machine:
         self.push(Global(module, name))
 
     def record_call(self, function: Any, args: Any) -> None:
-        ordered_dict = function == Global("collections", "OrderedDict")
-        self.push({} if ordered_dict else Call(function, args))
+        """A dict of a kind that state dicts have starts empty: SETITEMS fills it."""
+        self.push({} if function in MAPPINGS else Call(function, args))
 
     def discard_state(self) -> None:
         """BUILD gives an object its state; there are no objects here."""
@@ -132,6 +132,8 @@ class Machine:
         self.push(PersistentId(self.pop()))
         self.persistent.append(self.stack[-1])
 
+
+MAPPINGS = (Global("collections", "OrderedDict"), Global("collections", "defaultdict"))
 
 LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -186,7 +188,15 @@ OPCODES: dict[str, Callable[[Machine, Any], Any]] = {
 # its owner should know.
 HARMLESS_BUILTINS = set(
     """set frozenset dict list tuple int float complex bool str bytes bytearray object slice
-    range""".split()  # noqa: SIM905
+    range long unicode xrange type Ellipsis NotImplemented property staticmethod
+    classmethod""".split()  # noqa: SIM905
+)  # long, unicode and xrange: protocol 2 has Python 2's names
+# Names in modules that are dangerous otherwise.
+HARMLESS = set(
+    """types.SimpleNamespace types.GenericAlias types.MappingProxyType types.NoneType
+    functools.partial operator.itemgetter torch.serialization._get_layout
+    torch.cuda.amp.grad_scaler.GradScaler inspect._empty io.BytesIO _io.BytesIO io.StringIO
+    _io.StringIO""".split()  # noqa: SIM905
 )
 DANGEROUS = set(
     """os posix nt sys subprocess runpy shutil socket importlib ctypes pty webbrowser pip code
@@ -203,6 +213,8 @@ DANGEROUS = set(
 def is_dangerous(module: str, name: str) -> bool:
     if module in ("builtins", "__builtin__"):
         return name not in HARMLESS_BUILTINS
+    if f"{module}.{name}" in HARMLESS:
+        return False
     path = f"{module}.{name}".split(".")
     if any(".".join(path[:n]) in DANGEROUS for n in range(1, min(len(path), 8) + 1)):
         return True

@@ -22,10 +22,13 @@ from minisd.checkpoint.pickles import Call, Global, PersistentId, PickleError, r
 MAX_HEADER = 4 << 20  # bytes of a header, pickle or directory; SD 1.x has about 200 kB
 MAX_TENSORS = 20_000  # SD 1.x has 1,831 with training averages, and 3 times that with its optimizer
 MAX_DIMENSIONS = 8  # SD 1.x has 4
-READABLE = "minisd reads float32, float16 and bfloat16"
+MAX_LEVELS = 4  # dicts in dicts around the tensors; usually none, or `state_dict`
+MAX_TEXT = 1000  # characters of a plain value beside the weights
+READABLE = "minisd reads float32, float16, bfloat16 and float64"
 DAMAGED = "damaged or cut short: download it again"
 
 ITEMSIZE = dict(F64=8, F32=4, F16=2, BF16=2, I64=8, I32=4, I16=2, I8=1, U8=1, BOOL=1)  # bytes
+ITEMSIZE |= dict(C64=8, U64=8, U32=4, U16=2, F8_E4M3=1, F8_E5M2=1, F8_E8M0=1)  # never weights here
 STORAGE_DTYPES = {
     Global("torch", "DoubleStorage"): "F64",
     Global("torch", "FloatStorage"): "F32",
@@ -66,10 +69,8 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors in a file by name, and its metadata (.safetensors only).
-
-    Raises CheckpointError, OSError.
-    """
+    """The tensors in a file by name, and its metadata: for a .ckpt, the texts and numbers beside
+    the weights, as text. Raises CheckpointError, OSError."""
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a file"
@@ -82,12 +83,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, s
             head = file.read(512)
             file.seek(0)
             if head[:4] == b"PK\3\4":
-                return read_zip(file, size), {}
+                return read_zip(file, size)
             # This test comes before the next: one safetensors file in 32 begins as a pickle does.
             if head[8:9] == b"{":
                 return read_safetensors(path, file, size)
             if head[:1] == b"\x80":
-                return read_legacy(file, size), {}
+                return read_legacy(file, size)
             raise CheckpointError(kind_of_file(head))
     except (CheckpointError, PickleError) as error:
         raise CheckpointError(f"{path}: {str(error)[:500]}") from None
@@ -108,12 +109,20 @@ def read_safetensors(
         raise CheckpointError(f"cut short: its header has {length:,} bytes, the file {size:,}")
     if length > MAX_HEADER:
         raise CheckpointError(f"its header has {length:,} bytes, more than any model needs")
+    encoded = file.read(length)
     try:
         with safe_open(path, framework="numpy"):  # the reference reader checks the whole header
             pass
     except (SafetensorError, OSError) as error:
+        if "not fully covered" in str(error):
+            entries = json.loads(encoded).values()
+            ends = [entry["data_offsets"][1] for entry in entries if "data_offsets" in entry]
+            behind = size - 8 - length - max(ends, default=0)
+            if behind > 0:
+                tail = f"{behind:,} bytes follow its last tensor"
+                raise CheckpointError(f"{tail}: it is two files in one, or padded") from None
         raise CheckpointError(f"{DAMAGED} ({error})") from None
-    header = json.loads(file.read(length), object_pairs_hook=no_duplicates)
+    header = json.loads(encoded, object_pairs_hook=no_duplicates)
     metadata = header.pop("__metadata__", None) or {}
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"it names {len(header):,} tensors, more than any model has")
@@ -153,7 +162,7 @@ class Storage(NamedTuple):
     nbytes: int
 
 
-def read_zip(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
+def read_zip(file: BinaryIO, size: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The files in the archive are X/data.pkl and the storages X/data/KEY, not compressed."""
     check_end_record(file, size)
     members = read_members(file, size)
@@ -232,6 +241,8 @@ def start_of_data(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     file.seek(info.header_offset)
     local = struct.unpack("<4s5H3L2H", file.read(30))
     signature, _, flags, method, *_, compressed, uncompressed, n_name, n_extra = local
+    if not any(signature):  # part of the file was never written
+        raise CheckpointError(f"{DAMAGED} (zeros in place of {info.filename[:100]})")
     sizes = {info.file_size, 0xFFFFFFFF, 0}  # it may be in 64 bits, or behind the data
     if (
         signature != b"PK\3\4"
@@ -247,7 +258,7 @@ def start_of_data(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 # ---- torch.save before torch 1.6 -----------------------------------------------------------------
 
 
-def read_legacy(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
+def read_legacy(file: BinaryIO, size: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Five pickles (a magic number, the version, the machine, the data, the storages' keys), then
     the storages, each with its length before it."""
     head = io.BytesIO(file.read(MAX_HEADER))
@@ -281,22 +292,60 @@ def read_legacy(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
 # ---- both of torch's formats ---------------------------------------------------------------------
 
 
-def state_dict(data: Any, storages: dict[str, Storage], size: int) -> dict[str, StoredTensor]:
-    """The named tensors in a checkpoint's data, bare or under `state_dict` (as Lightning saves)."""
-    if isinstance(data, dict) and isinstance(data.get("state_dict"), dict):
-        data = data["state_dict"]
-    if not isinstance(data, dict):
-        raise CheckpointError("a torch file, but not a checkpoint: it holds no tensors by name")
-    if "string_to_param" in data:
-        raise CheckpointError("this is a textual inversion embedding, not a model")
-    values = {name: stored_tensor(name, value, storages) for name, value in data.items()}
+def state_dict(
+    data: Any, storages: dict[str, Storage], size: int
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The named tensors in a checkpoint's data, and the texts and numbers beside them.
+
+    The tensors are bare, or under `state_dict` as Lightning saves them, or under other levels.
+    """
+    metadata: dict[str, str] = {}
+    for _ in range(MAX_LEVELS):
+        if not isinstance(data, dict):
+            break
+        for key, value in data.items():
+            if isinstance(value, str | float) or (type(value) is int and abs(value) < 1 << 63):
+                metadata[key] = str(value)[:MAX_TEXT]
+        if "string_to_param" in data:
+            raise CheckpointError("this is a textual inversion embedding, not a model")
+        level = level_with_weights(data)
+        if level is None:
+            break
+        data = level
+    named = data if isinstance(data, dict) else {}
+    values = {name: stored_tensor(name, value, storages) for name, value in named.items()}
     tensors = {name: tensor for name, tensor in values.items() if tensor}
     if not tensors:
         raise CheckpointError("a torch file, but not a checkpoint: it holds no tensors by name")
     total = sum(math.prod(tensor.shape) * ITEMSIZE[tensor.dtype] for tensor in tensors.values())
     if len(tensors) > MAX_TENSORS or total > size:
         raise CheckpointError("its tensors are larger than the file: several share one storage")
-    return tensors
+    return tensors, metadata
+
+
+def level_with_weights(data: dict[str, Any]) -> dict[str, Any] | None:
+    """The dict in this one that holds the weights; None if this one holds them itself.
+
+    `state_dict` is always meant. Others count if the tensors are nowhere else.
+    """
+    inner = {key: value for key, value in data.items() if isinstance(value, dict) and value}
+    if "state_dict" in inner:
+        return inner["state_dict"]
+    if any(is_tensor(value) for value in data.values()):
+        return None
+    distinct = {id(value): value for value in inner.values()}  # all keys may share one dict
+    holders = {key for key, value in distinct.items() if any(map(is_tensor, value.values()))}
+    for key in ("model", "module", "model_state_dict"):
+        if key in inner and (id(inner[key]) in holders or not holders):
+            return inner[key]
+    if len(holders) > 1:
+        keys = ", ".join(key[:100] for key, value in inner.items() if id(value) in holders)
+        raise CheckpointError(f"its tensors are in several groups, not in one: {keys[:300]}")
+    return distinct[holders.pop()] if holders else None
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, Call) and getattr(value.function, "module", "") == "torch._utils"
 
 
 def stored_tensor(name: str, value: Any, storages: dict[str, Storage]) -> StoredTensor | None:
@@ -337,6 +386,8 @@ def stored_tensor(name: str, value: Any, storages: dict[str, Storage]) -> Stored
             if offset + tensor.nbytes > nbytes or math.prod(shape) > numel:
                 raise CheckpointError(f"{short} reaches beyond its storage")
             return tensor
+        case Call(Global("torch._utils", "_rebuild_tensor_v3"), (*_, Global("torch", kind))):
+            raise CheckpointError(f"{short} is of type {kind[:100]}: {READABLE}")
         case Call(Global("torch._utils", _), _):
             wrong = "is not a plain tensor, or its storage is missing"
             raise CheckpointError(f"{short} {wrong}: {READABLE}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from minisd.cli.commands import (
     attention,
+    convert,
     diff,
     explain,
     explore,
@@ -31,7 +32,20 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
-MODULES = (img2img, txt2img, explain, strip, diff, sweep, attention, explore, recall, lab, prompt)
+MODULES = (
+    img2img,
+    txt2img,
+    explain,
+    strip,
+    diff,
+    sweep,
+    attention,
+    explore,
+    recall,
+    lab,
+    convert,
+    prompt,
+)
 COMMANDS = {
     module.__name__.rpartition(".")[2]: Command(module.HELP, module.configure, module.run)
     for module in MODULES

@@ -20,6 +20,7 @@ from minisd.files import (
 )
 from minisd.recipes import Recipe
 from minisd.recipes.dream import dream_line
+from minisd.recipes.metadata import Model
 
 
 def add_switches(parser: argparse.ArgumentParser, rows: str, choices: list[str]) -> None:
@@ -27,7 +28,7 @@ def add_switches(parser: argparse.ArgumentParser, rows: str, choices: list[str])
     parser.add_argument("--rows", default=rows, metavar="ROW,...", help=text)
     parser.add_argument("--tile", type=int, default=48, metavar="PX", help="size of a tile (48)")
     parser.add_argument(
-        "--to", metavar="FILE", help="write the sheet to this file (default: a new file in -o)"
+        "--to", metavar="FILE", help="write the sheet to this .png file (default: a new file in -o)"
     )
 
 
@@ -58,9 +59,11 @@ def folder_of(args: argparse.Namespace) -> Path:
     return Path(getattr(args, "outdir", Request.outdir))
 
 
-def texts(title: str, recipes: Sequence[Recipe]) -> dict[str, str]:
-    """The text chunks of a sheet: a title, and a line with the settings of each run."""
-    return MARK | {"Title": title, "Description": "\n".join(map(dream_line, recipes))}
+def texts(title: str, recipes: Sequence[Recipe], model: Model) -> dict[str, str]:
+    """The text chunks of a sheet: a title, a line with the settings of each run, the model."""
+    drawn_with = f"{model.name} (SHA-256 {model.sha256}), {model.dtype}, minisd {model.version}"
+    lines = "\n".join(map(dream_line, recipes))
+    return MARK | {"Title": title, "Description": lines, "Comment": f"drawn with {drawn_with}"}
 
 
 def save(sheet: Image.Image, args: argparse.Namespace, ending: str, chunks: dict[str, str]) -> Path:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from minisd import fast
 from minisd.checkpoint import load
-from minisd.cli.messages import in_words, visible
+from minisd.cli.messages import in_words, memory_for, visible
 from minisd.cli.model_files import find_model
 from minisd.cli.switches import Request
 from minisd.figures.contact_sheet import grid
@@ -30,6 +31,7 @@ from minisd.files import (
     png_bytes,
     write_first,
 )
+from minisd.observe.finite import stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan, steps_after
 from minisd.observe.watch import together
@@ -49,21 +51,36 @@ def load_model(name: str | None, device: str | None, dtype: str) -> StableDiffus
     """The model that --model, --device and --dtype choose, set up for speed."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = find_model(name)
-    try:
+    check_device(device)
+    remedy = "--dtype bfloat16 needs half as much" if dtype == "float32" else "close other programs"
+    with memory_for(f"to load {path or 'the model'} as {dtype}", remedy):
         sd = load(path, device=device, dtype=getattr(torch, dtype))
-    except (RuntimeError, AssertionError) as error:  # torch's, for a device that does not exist
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    if sd.native_size < 256:
-        # Layers this small take less time than handing them to threads. One thread is as fast,
-        # and on a busy machine many times faster.
-        torch.set_num_threads(1)
-    else:
-        fast.work_in_strips(sd)
-        # In float32 packing gains a tenth, and the weights could not stay in the mapped file.
-        if sd.device.type == "cpu" and dtype != "float32":
-            fast.pack(sd)
+        if sd.native_size < 256:
+            # Layers this small take less time than handing them to threads. One thread is as fast,
+            # and on a busy machine many times faster.
+            torch.set_num_threads(1)
+        else:
+            fast.work_in_strips(sd)
+            # In float32 packing gains a tenth, and the weights could not stay in the mapped file.
+            if dtype != "float32" and fast.can_pack(sd):
+                fast.pack(sd)
+    if sd.device.type == "cpu" and not fast.can_pack(sd):
+        slow = f"this processor has no instructions for {dtype}"
+        warnings.warn(f"{slow}: --dtype float32 is many times faster", stacklevel=2)
+    if sd.device.type == "cpu" and not fast.can_pack(sd):
+        slow = f"this processor has no instructions for {dtype}"
+        warnings.warn(f"{slow}: --dtype float32 is many times faster", stacklevel=2)
     print(f"model: {sd.name} ({sd.path.name}), {dtype} on {sd.device}")
     return sd
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that does not exist, or that cannot compute."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device raises an error of its own
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"--device {device}: {problem}") from None
 
 
 class Studio:
@@ -97,7 +114,11 @@ class Studio:
         sd = self.sd
         if recipe.image is not None:  # the file may change, or be removed, during the drawing
             self.init_hashes[str(recipe.image)] = hash_of_file(recipe.image)
-        return prepare(recipe, sd)
+        with memory_for(f"to open {recipe.image or 'the prompt'}", "scale the picture down first"):
+            job = prepare(recipe, sd)
+        if job.inpaints:
+            print(job.describe_mask())
+        return job
 
     @cached_property
     def facts(self) -> Model:
@@ -118,8 +139,8 @@ class Studio:
 
     def draw(self, job: Job, *observers: Observer, label: str = "", refuse: bool = True) -> Result:
         """Run a job, with a progress bar and a ledger whose line is printed."""
-        with Progress(job, label) as bar, Ledger(job.sd, refuse) as ledger:
-            result = job.draw(together(bar, ledger, *observers))
+        with memory_to_draw(job), Progress(job, label) as bar, Ledger(job.sd, refuse) as ledger:
+            result = job.draw(together(stop_at_nan(job.sd), bar, ledger, *observers))
         print(ledger.line())
         return result
 
@@ -158,8 +179,9 @@ class Studio:
             for image, path, recipe in drawn if request.variants else []:
                 for k, seed in enumerate(seed_chain(recipe.seed, request.variants + 1)[1:], 1):
                     variant = replace(recipe, image=str(path), seed=seed, variations=(), fit=False)
-                    variant = replace(variant, mask=None)
-                    next_job = replace(one_job, recipe=variant, image=image, mask=None)
+                    if one_job.inpaints:  # a mask from the init image's own transparency stays too
+                        variant = replace(variant, mask=recipe.mask or recipe.image)
+                    next_job = replace(one_job, recipe=variant, image=image)
                     draw(next_job, None, f"variant {k}")
         if request.grid and len(images) > 1:
             ending = f"{jobs[0][1] or self.seeds[-len(jobs)]}.grid.png"
@@ -235,11 +257,27 @@ def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:
     return jobs
 
 
+def memory_to_draw(job: Job) -> AbstractContextManager[None]:
+    """Within the block, running out of memory raises MemoryError that says what helps."""
+    width, height = job.size
+    seeds = job.recipe.seed
+    number = len(seeds) if isinstance(seeds, Sequence) else 1
+    pictures = f"{width}x{height} pixels" if number == 1 else f"{number} pictures {width}x{height}"
+    remedy = "take a smaller -W and -H" if job.image is None else "scale it down with --fit"
+    if number > 1:
+        remedy = "draw fewer at the same time"
+    return memory_for(f"to draw {pictures}", f"{remedy}; --dtype bfloat16 needs less, too")
+
+
 def nth_last(items: Sequence[Any], n: int, switch: str) -> Any:
-    if n == 0 or -n > len(items):
-        count = f"{len(items)} so far" if items else "none was made yet"
-        raise ValueError(f"{switch} {n} means the {-n}. last picture, but there are {count}")
-    return items[n]
+    """The n-th last item: -1 is the last one."""
+    if n < 0 and -n <= len(items):
+        return items[n]
+    noun = "seed" if switch == "-S" else "picture"
+    remedy = " (leave -S out for a new seed)" if switch == "-S" else ""
+    if items:
+        raise ValueError(f"{switch} {n}: there are only {len(items)} {noun}s so far{remedy}")
+    raise ValueError(f"{switch} {n} means a {noun} of before, but none was made yet{remedy}")
 
 
 def describe_steps(recipe: Recipe) -> str:

@@ -237,6 +237,8 @@ def recipe_from(
     values = vars(values) if isinstance(values, argparse.Namespace) else values
     values = without_empty_prompt(values)
     typed = {name: values[name] for name in RECIPE_FIELDS & values.keys()}
+    if "prompt" in typed:
+        check_text(typed["prompt"])
     base = base or Recipe("")
     if "options" in typed:
         merged = dict(base.options)
@@ -244,6 +246,15 @@ def recipe_from(
             merged = merged | option if option else {}  # `--set default` takes all of them back
         typed["options"] = merged
     return replace(base, **typed)
+
+
+def check_text(prompt: str) -> None:
+    """Raises ValueError for a prompt of bytes that are not text in the terminal's encoding."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = f"at character {error.start + 1}, {prompt[error.start]!r}"
+        raise ValueError(f"the prompt is not text in UTF-8 {place}") from None
 
 
 def without_empty_prompt(values: Mapping[str, Any]) -> dict[str, Any]:

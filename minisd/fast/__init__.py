@@ -5,7 +5,7 @@
     from minisd import fast
 
     sd = minisd.load("sd-v1-4.ckpt", dtype=torch.bfloat16)
-    fast.pack(sd)            # CPU: lay the weights out once as oneDNN needs them
+    fast.pack(sd)            # CPU: lay the weights out once as oneDNN needs them (if can_pack(sd))
     fast.work_in_strips(sd)  # large pictures: the autoencoder works on a few rows at a time
     fast.keep_memory()       # Linux: a tenth faster or more, for 0.5 GB or more
 
@@ -16,7 +16,7 @@ None of them changes the arithmetic. Sums may run in another order, so results d
 
 from minisd.fast.compiled import compile
 from minisd.fast.memory import give_back, keep_memory
-from minisd.fast.packed import pack
+from minisd.fast.packed import can_pack, pack
 from minisd.fast.strips import work_in_strips
 
-__all__ = ["compile", "give_back", "keep_memory", "pack", "work_in_strips"]
+__all__ = ["can_pack", "compile", "give_back", "keep_memory", "pack", "work_in_strips"]

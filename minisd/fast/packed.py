@@ -16,11 +16,11 @@ def pack(sd: StableDiffusion) -> None:
     """Pack the weights of UNet and autoencoder, in place, and share the halves of guided calls.
 
     The models then have no state dict of their own: load the checkpoint again to save it, to train
-    it, or to move it to another device. Raises ValueError for models that are not on a CPU, and for
-    a PyTorch without oneDNN.
+    it, or to move it to another device. Raises ValueError where can_pack is false.
     """
-    if sd.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        raise ValueError("packing is for models on a CPU, with a PyTorch that has oneDNN")
+    if not can_pack(sd):
+        needs = "a PyTorch that has oneDNN, and a processor with instructions for the model's dtype"
+        raise ValueError(f"packing is for models on a CPU, and needs {needs}")
     for model in (sd.unet, sd.vae):
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
@@ -30,6 +30,22 @@ def pack(sd: StableDiffusion) -> None:
                     setattr(parent, name, PackedLinear(child))
     share_halves(sd.unet)
     give_back()
+
+
+def can_pack(sd: StableDiffusion) -> bool:
+    """Whether `pack` works for this model, with this PyTorch, on this processor.
+
+    bfloat16 needs AVX-512 on x86, and float16 a newer extension. Without them these models work
+    too, but not packed.
+    """
+    if sd.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    dtype = next(sd.unet.parameters()).dtype
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
 
 
 class PackedConv2d(nn.Module):

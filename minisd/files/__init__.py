@@ -11,7 +11,7 @@
   nothing.
 """
 
-from minisd.files.marks import MARK, is_marked, png_bytes
+from minisd.files.marks import MARK, is_marked, never, png_bytes
 from minisd.files.places import check_file, check_folder, is_taken, next_number, open_folder
 from minisd.files.writing import (
     append_line,
@@ -31,6 +31,7 @@ __all__ = [
     "check_folder",
     "is_marked",
     "is_taken",
+    "never",
     "new_file",
     "next_number",
     "numbered",

@@ -23,7 +23,8 @@ def check_folder(folder: str | Path) -> Path:
     while not is_taken(existing):
         existing = existing.parent
     if not existing.is_dir():
-        raise NotADirectoryError(f"cannot write to {folder}: {existing} is a file, not a folder")
+        name = "it" if existing == folder else existing
+        raise NotADirectoryError(f"cannot write to {folder}: {name} is a file, not a folder")
     try:
         # Permissions alone do not tell: the superuser passes them even where nothing can be
         # written. This file has no name, or is removed at once.

@@ -26,10 +26,12 @@ def new_file(path: Path, replaceable: Replaceable = never) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # a network share may report a full disk only now
-            if may_replace(path, replaceable):
-                os.replace(temporary, path)
-            else:
+            try:
                 give_name(temporary, path)
+            except FileExistsError:
+                if not may_replace(path, replaceable):
+                    raise
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:

@@ -7,12 +7,13 @@ no noise, because the others have no single result to compare with.
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from minisd.figures.svg import Curves
 from minisd.guidance import GuidanceRule, Guided
 from minisd.lab.subject import Recorder, final_latent, rms
-from minisd.samplers import Sampler, k_dpmpp_2
-from minisd.schedule import Schedule, karras
+from minisd.samplers import PredictEps, Sampler, k_dpmpp_2
+from minisd.schedule import Schedule, karras, levels_of
 from minisd.stable_diffusion import StableDiffusion
 
 STEPS = (5, 7, 10, 15, 20, 30, 50)
@@ -37,14 +38,18 @@ def compare(
     predict_eps = Guided(sd.unet, context, uncond, guidance)
     side = sd.native_size // sd.vae.factor
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
-    x = schedule(1)[0] * noise.to(sd.device)
-    reference = final_latent(k_dpmpp_2, predict_eps, x, schedule(reference_steps))
+    schedules = {steps: levels_of(schedule, steps) for steps in (*STEPS, reference_steps)}
+
+    def draw(sampler: Sampler, model: PredictEps, steps: int) -> Tensor:
+        sigmas = schedules[steps]  # some start lower with fewer steps
+        return final_latent(sampler, model, sigmas[0] * noise.to(sd.device), sigmas)
+
+    reference = draw(k_dpmpp_2, predict_eps, reference_steps)
     for name, sampler in samplers.items():
         points = []
         for steps in STEPS:
             model = Recorder(predict_eps)
-            x_end = final_latent(sampler, model, x, schedule(steps))
-            points.append((len(model.calls), rms(x_end - reference)))
+            points.append((len(model.calls), rms(draw(sampler, model, steps) - reference)))
         yield name, points
 
 

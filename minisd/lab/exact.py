@@ -94,7 +94,7 @@ def as_unet(predict_eps: PredictEps) -> Callable[[Tensor, Tensor, Tensor], Tenso
 
 
 def as_sd(predict_eps: PredictEps) -> SimpleNamespace:
-    """An exact model as an `sd`, with all that img2img uses if it is given a latent (1, 4, 8, 8).
+    """An exact model as an `sd`, with all that img2img uses if it is given a latent.
 
     It cannot encode. Its decoder returns a blank picture.
     """

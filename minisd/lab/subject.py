@@ -47,6 +47,7 @@ class Theory:
     normals: int | None = None  # draws of fresh noise in these 10 steps
     eta: float | None = None  # the fresh noise of a step, in units of DDPM's
     max_gain: float | None = None  # the noise gain that it promises to keep
+    resumes: bool = True  # whether a run from the middle is the end of a whole run
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def step_iterator(
     """The sampler's run. If it takes a generator, it gets this one, or a new one of seed 0."""
     generator = generator or torch.Generator().manual_seed(0)
     rngs = list(generator) if isinstance(generator, Sequence) else [generator]
-    return sampler(predict_eps, x, sigmas, **random_stream(sampler, rngs))
+    model = predict_eps if hasattr(predict_eps, "guide") else OneText(predict_eps)
+    return sampler(model, x, sigmas, **random_stream(sampler, rngs))
 
 
 def all_steps(
@@ -138,6 +140,23 @@ def final_latent(
     sampler: Sampler, predict_eps: PredictEps, x: Tensor, sigmas: list[float]
 ) -> Tensor:
     return all_steps(sampler, predict_eps, x, sigmas)[-1].x_next
+
+
+class OneText:
+    """A model as a `predict_eps` for CFG++: it predicts the same with and without the prompt."""
+
+    def __init__(self, model: PredictEps):
+        self.model = model
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.model(x, sigma)
+
+    def both(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        eps = self.model(x, sigma)
+        return eps, eps
+
+    def guide(self, eps_uncond: Tensor, eps_cond: Tensor, x: Tensor, sigma: float) -> Tensor:
+        return eps_cond
 
 
 class Recorder:

@@ -5,6 +5,7 @@ with Trace(sd) as trace:
 """
 
 from minisd.observe.attention_maps import AttentionMaps
+from minisd.observe.finite import NotFinite, stop_at_nan
 from minisd.observe.ledger import Ledger, NoiseMismatch
 from minisd.observe.plan import Plan, plan, steps_after
 from minisd.observe.trace import Trace
@@ -15,11 +16,13 @@ __all__ = [
     "AttentionMaps",
     "Ledger",
     "NoiseMismatch",
+    "NotFinite",
     "Plan",
     "Trace",
     "load_trace",
     "plan",
     "save_trace",
     "steps_after",
+    "stop_at_nan",
     "together",
 ]

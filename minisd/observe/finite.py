@@ -20,7 +20,7 @@ class NotFinite(ValueError):
 
 def stop_at_nan(sd: StableDiffusion) -> Observer:
     """An observer that raises NotFinite, which says where in the run, and what helps."""
-    dtype = next(sd.vae.parameters()).dtype
+    dtype = next((weight.dtype for weight in sd.unet.parameters()), None)
     remedy = "choose another sampler or schedule, or less guidance"
     if dtype == torch.float16:
         remedy = "its numbers are too large for float16: load the model as bfloat16 or float32"
@@ -34,8 +34,8 @@ def stop_at_nan(sd: StableDiffusion) -> Observer:
             case Encoded():
                 check(event.x0, "the encoder's latent of the init image")
             case Step():
-                check(event.eps, f"step {event.i + 1}: the noise that the UNet predicts")
-                check(event.x_next, f"step {event.i + 1}: the latent after the sampler's step")
+                check(event.eps, f"step {event.i + 1}: the UNet's prediction of the noise")
+                check(event.x_next, f"step {event.i + 1}: the sampler's next latent")
             case Decoded():
                 check(event.image, "the decoder's picture")
 

@@ -86,6 +86,9 @@ class Counter:
         eps = self(x, sigma)
         return eps, eps
 
+    def guide(self, eps_uncond: Tensor, eps_cond: Tensor, x: Tensor, sigma: float) -> Tensor:
+        return eps_cond
+
 
 def count_calls(sampler: str | Sampler, sigmas: list[float]) -> int:
     """How often a sampler calls the network on a schedule: it is run on a latent of one pixel."""

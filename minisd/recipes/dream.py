@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 from minisd.recipes.recipe import Recipe
 
 
+class OutOfRange(ValueError):
+    """A number that is too large or too small for its switch."""
+
+
 class Switch(NamedTuple):
     """A switch that is a field of the recipe."""
 
@@ -58,7 +62,7 @@ def between(low: float, high: float, number: type = float) -> Callable[[str], An
             noun = "a whole number" if number is int else "a number"
             raise ValueError(f"{short!r} is not {noun}") from None
         if not low <= value <= high:
-            raise ValueError(f"{short} is not between {low} and {high}")
+            raise OutOfRange(f"{short} is not between {low} and {high}")
         return value
 
     return convert
@@ -92,6 +96,8 @@ IGNORED = {
     **dict.fromkeys(("--variation_amount", "--threshold", "--perlin"), 1),
     **dict.fromkeys(("-g", "--grid"), 0),
 }
+# Switches of InvokeAI's with one dash, which are not a letter and its value.
+LONG_NAMES = ("-ft", "-cf", "-tm", "-save_orig", "-embiggen", "-embiggen_tiles")
 # What shlex says of a line, in plain words.
 SHELL_PROBLEMS = {
     "No closing quotation": "there is no closing quotation mark",
@@ -117,9 +123,10 @@ def read_dream(line: str) -> tuple[dict[str, Any], list[str]]:
         name, value = split_switch(words.pop(0))
         switch = BY_NAME.get(name)
         if switch is None and name not in IGNORED:
-            notes.append(f"minisd has no switch {name[:40]}: it was left out")
-            if words and not words[0].startswith("-"):
-                words.pop(0)
+            text = name if value is None else f"{name} {value}"
+            while words and not re.match(r"--?[a-zA-Z]", words[0]):
+                text += f" {words.pop(0)}"
+            notes.append(f"minisd has no switch {text[:80]}: it was left out")
             continue
         takes_value = IGNORED[name] == 1 if switch is None else switch.convert is not None
         if takes_value and value is None:
@@ -127,8 +134,14 @@ def read_dream(line: str) -> tuple[dict[str, Any], list[str]]:
                 raise ValueError(f"{name} has no value")
             value = words.pop(0)
         if switch is None:
+            if name in ("--threshold", "--perlin") and not re.fullmatch(r"0(\.0*)?", value or "0"):
+                notes.append(f"minisd has no switch {name} {value}: it was left out")
             continue
-        field_value = read_value(switch, value)
+        try:
+            field_value = read_value(switch, value)
+        except OutOfRange as error:
+            notes.append(f"{error}: it was left out")
+            continue
         if switch.field == "options":
             field_value = {**fields.get("options", {}), **field_value}
         fields[switch.field] = field_value
@@ -141,14 +154,15 @@ def read_value(switch: Switch, text: str | None) -> Any:
     try:
         return switch.convert(text or "")
     except ValueError as error:
-        raise ValueError(f"{switch.names[0]}: {error}") from None
+        kind = OutOfRange if isinstance(error, OutOfRange) else ValueError
+        raise kind(f"{switch.names[0]}: {error}") from None
 
 
 def split_switch(word: str) -> tuple[str, str | None]:
     """`-s10`, `--steps=10` and `-s` as (name, value or None)."""
     if not word.startswith("-"):
         raise ValueError(f"{word[:40]!r} is not a switch")
-    if word.startswith("--") or word in BY_NAME or word in IGNORED:
+    if word.startswith("--") or word in BY_NAME or word in IGNORED or word in LONG_NAMES:
         name, equals, value = word.partition("=")
         return name, value if equals else None
     return word[:2], word[2:].removeprefix("=") or None

@@ -13,21 +13,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from PIL.PngImagePlugin import iTXt
 
-from minisd.prompts.syntax import escaped, parse
-from minisd.recipes.dream import BY_FIELD, dream_line, read_dream, read_value
-from minisd.recipes.recipe import Recipe, name_of
-from minisd.samplers import FACTS
+from minisd.prompts.syntax import PromptError, escaped, parse
+from minisd.recipes import a1111
+from minisd.recipes.dream import BY_FIELD, OutOfRange, dream_line, read_dream, read_value
+from minisd.recipes.recipe import INIT_IMAGE, Recipe, name_of
+from minisd.samplers import FACTS, SAMPLERS
 from minisd.schedule import SCHEDULES
 
 MAX_TEXT = 1 << 20  # characters of a text chunk
-# The keys of other programs' settings, and the fields they are.
-A1111_KEYS = {
-    "Steps": "steps",
-    "CFG scale": "guidance",
-    "Seed": "seed",
-    "Denoising strength": "strength",
+TEXTS = ("Dream", "sd-metadata", "parameters")
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+# Texts of programs whose settings minisd does not read, and what the picture is.
+OTHER_TEXTS = {
+    "workflow": "it is a picture of ComfyUI, whose settings are a graph",
+    "prompt": "it is a picture of ComfyUI, whose settings are a graph",
+    "invokeai_metadata": "it is a picture of InvokeAI 3 or later, which minisd does not read",
+    "invokeai_graph": "it is a picture of InvokeAI 3 or later, which minisd does not read",
+    "Comment": "it has a comment, as NovelAI writes it, which minisd does not read",
 }
+# Samplers of other programs that minisd does not have, by a part of the name, and the nearest one.
+NEAREST = (
+    ("sde|2s", "k_dpmpp_2_a"),
+    ("unipc|deis|dpmpp|dpmsolver|dpmfast|dpmadaptive", "k_dpmpp_2"),
+    ("ddim", "ddim"),
+    ("pndm|plms", "plms"),
+    ("heun|restart", "k_heun"),
+    ("lms", "k_lms"),
+    ("dpm2.*a", "k_dpm_2_a"),
+    ("dpm2", "k_dpm_2"),
+    ("eulera|ddpm|lcm", "k_euler_a"),
+    ("", "k_euler"),
+)
+# The keys of InvokeAI's settings, and the fields they are.
 INVOKEAI_KEYS = {
     "steps": "steps",
     "seed": "seed",
@@ -99,7 +118,7 @@ def a1111_parameters(
     recipe: Recipe, size: tuple[int, int], model: Model, init_hash: str | None
 ) -> str:
     sampler = name_of(recipe.sampler)
-    pairs = {
+    settings = {
         "Steps": recipe.steps,
         "Sampler": FACTS[sampler].a1111 if sampler in FACTS else sampler,
         "Schedule type": name_of(recipe.schedule).capitalize() if recipe.schedule else None,
@@ -113,12 +132,7 @@ def a1111_parameters(
         "RNG": "CPU",
         "Version": f"minisd {model.version}",
     }
-    quoted = {k: json.dumps(v) if re.search(r"[,:\n]", str(v)) else v for k, v in pairs.items()}
-    words = parse(recipe.full_prompt).negative
-    lines = [re.sub(r"\s*\[.*?\]", "", recipe.prompt)]
-    lines += [f"Negative prompt: {words}"] if words else []
-    lines.append(", ".join(f"{key}: {value}" for key, value in quoted.items() if value is not None))
-    return "\n".join(lines)
+    return a1111.write(recipe.full_prompt, settings)
 
 
 def written(guidance: Any) -> float | str:
@@ -163,46 +177,127 @@ def chunks_of_text(text: str) -> dict[str, str]:
 
 
 def read_chunks(path: Path) -> dict[str, str]:
-    """The text chunks of a picture's file, by name."""
+    """The text chunks of a picture's file, by name. EXIF's user comment is called `parameters`."""
     try:
         with Image.open(path) as image:
-            chunks = getattr(image, "text", None) or image.info
-            return {str(k): str(v)[:MAX_TEXT] for k, v in chunks.items() if isinstance(v, str)}
+            texts = getattr(image, "text", None) or image.info
+            chunks = {str(k): as_utf8(v) for k, v in texts.items() if isinstance(v, str)}
+            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"the text in {path} can't be read: {error}") from None
     except OSError as error:
         if error.filename:
             raise
         raise OSError(f"{path} cannot be read as a picture: {error}") from None
+    if isinstance(comment, bytes) and "parameters" not in chunks:
+        chunks["parameters"] = user_comment(comment)
+    for name in TEXTS:
+        if (length := len(chunks.get(name, ""))) > MAX_TEXT:
+            problem = f"{name} has {length:,} characters, and the limit is {MAX_TEXT:,}"
+            raise ValueError(f"the text in {path} can't be read: {problem}")
+    return chunks
+
+
+def as_utf8(text: str) -> str:
+    """A text as UTF-8 if its bytes are. The PNG standard demands Latin-1 except in iTXt chunks, but
+    several programs write UTF-8 everywhere."""
+    if not isinstance(text, iTXt):
+        try:
+            return text.encode("latin-1").decode("utf-8")
+        except UnicodeError:
+            pass  # it is Latin-1
+    return str(text)
+
+
+def user_comment(data: bytes) -> str:
+    """EXIF's user comment: 8 bytes that name the encoding, then the text."""
+    encoding, text = data[:8].rstrip(b"\0 "), data[8:]
+    if encoding == b"UNICODE":  # UTF-16 in the order of AUTOMATIC1111, or in that of Windows
+        little = text[1::2].count(0) > text[::2].count(0)
+        return text.decode("utf-16-le" if little else "utf-16-be", "replace").strip("\0")
+    return text.decode("utf-8", "replace").strip("\0")
 
 
 def to_recipe(chunks: Mapping[str, str], source: str, folder: Path) -> Recipe:
     try:
         if "Dream" in chunks or "sd-metadata" in chunks:
             reading = read_invokeai(chunks)
-        elif "parameters" in chunks:
-            reading = read_a1111(chunks["parameters"])
+        elif "parameters" in chunks and not chunks["parameters"].startswith("{"):
+            reading = Reading(*a1111.read(chunks["parameters"]))
+        elif names := [name for name in OTHER_TEXTS if name in chunks]:
+            raise ValueError(OTHER_TEXTS[names[0]])
         else:
             raise ValueError("there is no text named Dream, sd-metadata or parameters")
-        for name in ("sampler", "schedule", "guidance"):
-            if ".py:" in str(reading.fields.get(name)):  # a picture must not choose a file to run
-                own = reading.fields.pop(name)[:100]
-                reading.notes.append(f"the {name} was {own}, which is not run: choose it yourself")
-        if reading.fields.get("image"):
-            find_init_image(reading, folder)
-        return Recipe(**reading.fields, notes=tuple(reading.notes))
+        fields, more_notes = usable(reading.fields)
+        notes = [*reading.notes, *more_notes]
+        if fields.get("image"):
+            fields["image"], more_notes = find_init_image(
+                fields["image"], reading.init_hash, folder
+            )
+            notes += more_notes
+        return Recipe(**fields, notes=tuple(notes))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        problem = f"{source} has no settings that can be read: {error}"
-        raise ValueError(problem[:400]) from None
+        problem = str(error) if isinstance(error, ValueError) else "its text has an unknown form"
+        raise ValueError(f"{source} has no settings that can be read: {problem}"[:400]) from None
+
+
+def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields without those that minisd refuses to draw, and notes on the change.
+
+    A picture must not choose a file to run. Raises ValueError if there is no prompt.
+    """
+    kept, notes = dict(fields), []
+    if "prompt" not in kept:
+        raise ValueError("it has no prompt")
+    for name in ("sampler", "schedule", "guidance"):
+        if ".py:" in str(kept.get(name)):
+            own = kept.pop(name)[:100]
+            notes.append(f"the {name} was {own}, which is not run: choose it yourself")
+    sampler = kept.get("sampler")
+    if sampler is not None and sampler not in SAMPLERS:
+        kept["sampler"], is_same = nearest_sampler(sampler)
+        if not is_same:
+            name = kept["sampler"]
+            notes.append(f"the sampler {sampler[:60]} is not here: the nearest, {name}, is used")
+    schedule = kept.get("schedule")
+    if schedule is not None and schedule not in SCHEDULES:
+        del kept["schedule"]
+        notes.append(f"the schedule {schedule[:60]} is not here: the sampler's own is used")
+    if (kept.get("seed") or 0) < 0:
+        notes.append(f"the seed was {kept.pop('seed')}, which is not a seed: choose one")
+    if kept.get("mask") and not kept.get("image"):
+        notes.append(f"the mask {kept.pop('mask')} was left out, because there is no init image")
+    try:
+        parse(kept["prompt"])
+    except PromptError as error:
+        kept["prompt"] = escaped(kept["prompt"])
+        notes.append(f"the prompt is taken as plain words: {error}")
+    return kept, notes
+
+
+def nearest_sampler(name: str) -> tuple[str, bool]:
+    """minisd's sampler for another program's name, and whether it is the same method."""
+
+    def plain(text: str) -> str:
+        text = text.lower().replace("++", "pp").replace("ancestral", "a")
+        return re.sub(r"[^a-z0-9]", "", text)
+
+    known = {plain(facts.a1111): own for own, facts in reversed(FACTS.items())}
+    for text in (plain(name), plain(name).removeprefix("k")):
+        if text in known:
+            return known[text], True
+    return next(own for part, own in NEAREST if re.search(part, plain(name))), False
 
 
 def read_invokeai(chunks: Mapping[str, str]) -> Reading:
     stored = json.loads(chunks.get("sd-metadata", "{}"))
+    if not isinstance(stored, dict):
+        raise ValueError("its text sd-metadata is not a JSON object")
     image = stored.get("image") or (stored.get("images") or [{}])[0]
     if "Dream" in chunks:
         reading = Reading(*read_dream(chunks["Dream"]))
     else:
-        reading = Reading(fields_of_json(image))
+        reading = Reading(*fields_of_json(image))
     fields, notes = reading.fields, reading.notes
     program = stored.get("app_id")
     if image.get("type") == "img2img" and image.get("sampler") == "ddim":
@@ -216,18 +311,19 @@ def read_invokeai(chunks: Mapping[str, str]) -> Reading:
     if fields.get("seed") is None and "seed" in image:
         fields["seed"] = int(image["seed"])
     if program and program != "minisd":
-        maker = f"{str(program)[:60]} {str(stored.get('app_version', ''))[:20]}"
+        maker = f"{program} {stored.get('app_version', '')}".strip()[:80]
+        checkpoint = stored.get("model_id") or stored.get("model_weights")
+        drawn_with = f" with {checkpoint}"[:70] if checkpoint else ""
         notes.append(
-            f"made by {maker} with {str(stored.get('model_id'))[:60]}: minisd's picture will "
-            "differ, because its schedule does"
+            f"made by {maker}{drawn_with}: minisd's picture will differ, because its schedule does"
         )
     if image.get("orig_hash"):
         reading.init_hash = str(image["orig_hash"])
     return reading
 
 
-def fields_of_json(image: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in InvokeAI's JSON, checked as a typed line is."""
+def fields_of_json(image: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields in InvokeAI's JSON, checked as a typed line is, and notes on what is left out."""
     parts = image["prompt"]
     weights = [float(part["weight"]) for part in parts]
     is_blend = len(parts) > 1 or weights != [1.0]
@@ -235,67 +331,39 @@ def fields_of_json(image: Mapping[str, Any]) -> dict[str, Any]:
     if is_blend:
         texts = [f"{text}:{weight:g}" for text, weight in zip(texts, weights, strict=True)]
     fields: dict[str, Any] = {"prompt": " ".join(texts)}
+    notes = []
     for key, name in INVOKEAI_KEYS.items():
         if image.get(key) is not None:
-            fields[name] = read_value(BY_FIELD[name], str(image[key]))
+            try:
+                fields[name] = read_value(BY_FIELD[name], str(image[key]))
+            except OutOfRange as error:
+                notes.append(f"{key} was left out: {error}")
+    if image.get("type") == "img2img":
+        fields["image"] = INIT_IMAGE
     if pairs := image.get("variations"):
         pairs = ",".join(f"{pair['seed']}:{pair['weight']}" for pair in pairs)
         fields["variations"] = read_value(BY_FIELD["variations"], pairs)
-    return fields
+    return fields, notes
 
 
-def read_a1111(text: str) -> Reading:
-    *body, last = text.strip().split("\n")
-    pairs = re.findall(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
-    if len(pairs) < 3:
-        raise ValueError("its text 'parameters' does not end in a line of settings")
-    values = {k: json.loads(v) if v.startswith('"') else v for k, v in pairs}
-    ours = str(values.get("Version", "")).startswith("minisd")
-    notes = [] if ours else ["made by AUTOMATIC1111's program: minisd's picture will differ"]
-    start = next((i for i, row in enumerate(body) if row.startswith("Negative prompt:")), len(body))
-    positive = "\n".join(body[:start]).strip()
-    negative = "\n".join(body[start:]).removeprefix("Negative prompt:").strip()
-    if not ours and re.search(r"[()\[\]]", positive + negative):
-        notes.append("weights such as (words:1.3) and [words] are taken as plain words here")
-    fields: dict[str, Any] = {
-        "prompt": positive if ours else escaped(positive),
-        "negative_prompt": negative,
-    }
-    sampler, schedule = values.get("Sampler", "LMS"), values.get("Schedule type", "")
-    if sampler.endswith(" Karras"):
-        sampler, schedule = sampler.removesuffix(" Karras"), "Karras"
-    names = {facts.a1111: name for name, facts in reversed(FACTS.items())}
-    fields["sampler"] = names.get(sampler, sampler)
-    if schedule.lower() in SCHEDULES:
-        fields["schedule"] = schedule.lower()
-    for key, name in A1111_KEYS.items():
-        if key in values:
-            fields[name] = read_value(BY_FIELD[name], values[key])
-    if match := re.fullmatch(r"(\d+)x(\d+)", values.get("Size", "")):
-        fields |= {"width": int(match[1]), "height": int(match[2])}
-    if "Denoising strength" in values:
-        notes.append("the text does not name the init image: give it with -I")
-        if not ours:
-            notes.append("AUTOMATIC1111 runs one step more at the same strength")
-    return Reading(fields, notes)
+def find_init_image(image: str, wanted: str | None, folder: Path) -> tuple[str, list[str]]:
+    """The file that the picture was drawn on, and a note if it is not here.
 
-
-def find_init_image(reading: Reading, folder: Path) -> None:
-    """Point the field `image` at the file that the picture was drawn on, or add a note."""
-    given = Path(reading.fields["image"])
-    places = [given, folder / given.name, Path(given.name)]
+    image: its path as the text names it, or INIT_IMAGE; wanted: its SHA-256, if the text has it
+    """
+    given = Path(image)
+    places = [] if image == INIT_IMAGE else [given, folder / given.name, Path(given.name)]
     files = [place for place in places if place.is_file()]
-    wanted = reading.init_hash
     if not files:
         its_hash = f", SHA-256 {wanted}" if wanted else ""
-        reading.notes.append(f"its init image {given} is not here{its_hash}: give it with -I")
-        return
+        if image == INIT_IMAGE:
+            return image, [f"the text does not name the init image{its_hash}: give it with -I"]
+        return image, [f"its init image {given} is not here{its_hash}: give it with -I"]
     same = [file for file in files if wanted is None or sha256(file) == wanted]
-    reading.fields["image"] = str((same or files)[0])
     if not same:
-        reading.notes.append(
-            f"{files[0]} is not the picture that it was drawn on: its SHA-256 differs"
-        )
+        problem = "is not the picture that it was drawn on: its SHA-256 differs"
+        return str(files[0]), [f"{files[0]} {problem}"]
+    return str(same[0]), []
 
 
 def sha256(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from minisd.guidance import GuidanceRule
 from minisd.images import Picture, is_transparent, open_image, resize
 from minisd.img2img import img2img
-from minisd.inpaint import inpaint
+from minisd.inpaint import inpaint, keep_mask, share_redrawn
 from minisd.prompts.states import text_states
 from minisd.prompts.syntax import escaped
 from minisd.recipes.variations import varied_noise
@@ -28,6 +28,12 @@ from minisd.samplers import Sampler
 from minisd.schedule import Schedule, start_index
 from minisd.stable_diffusion import StableDiffusion
 from minisd.txt2img import txt2img
+
+INIT_IMAGE = "INIT_IMAGE"  # stands for a file, in the recipe of a picture that does not name it
+# [from:to:when], [words:when], [one|other], AND, BREAK, <lora:name:weight>
+A1111_SYNTAX = re.compile(
+    r"\[[^][]*[^][\d]:\s*[\d.]+\s*\]|\[[^][]*\|[^][]*\]|\b(AND|BREAK)\b|<\w+:[^<>]+>"
+)
 
 
 @dataclass(frozen=True)
@@ -137,16 +143,20 @@ class Job:
 
     sd: StableDiffusion
     recipe: Recipe  # with the seed, width and height that are used
-    image: Image.Image | Tensor | None  # at its final size; or a latent (1, 4, h, w)
-    mask: Image.Image | None
+    image: Image.Image | Tensor | None  # RGB, at its final size; or a latent (1, 4, h, w)
+    mask: Tensor | None  # inpainting: (1, 1, H, W), 1 where the picture is kept
     size: tuple[int, int]  # width and height of the result in pixels
     context: Tensor  # (1, 77, C), the prompt's text states
     uncond: Tensor  # the negative prompt's
 
     @property
     def inpaints(self) -> bool:
-        hidden = isinstance(self.image, Image.Image) and is_transparent(self.image)
-        return hidden or (self.mask is not None and self.image is not None)
+        return self.mask is not None
+
+    def describe_mask(self) -> str:
+        """A line on how much of the picture is redrawn."""
+        share = "100 %" if self.mask is None else share_redrawn(self.mask)
+        return f"inpainting: {share} of the picture is redrawn"
 
     def draw(self, observe: Observer | None = None) -> Result:
         recipe = self.recipe
@@ -168,10 +178,8 @@ class Job:
             width, height = self.size
             return txt2img(self.sd, self.context, width=width, height=height, **settings)
         settings["strength"] = recipe.strength
-        if not self.inpaints:
+        if self.mask is None or isinstance(self.image, Tensor):
             return img2img(self.sd, self.context, self.image, **settings)
-        if isinstance(self.image, Tensor):
-            raise ValueError("inpainting needs a picture to draw on, not a latent")
         return inpaint(self.sd, self.context, self.image, self.mask, paste=recipe.paste, **settings)
 
     def noise(self) -> Tensor | None:
@@ -193,30 +201,38 @@ def prepare(
 ) -> Job:
     """Open and resize the pictures, encode the prompt, draw the seed if it is None.
 
-    `image` (a picture or a latent) and `mask` replace the recipe's own files. A warning says what
-    was changed or looks wrong. Raises ValueError, OSError.
+    `image` (a picture or a latent) and `mask` replace the recipe's own files. The job inpaints if
+    there is a mask, or if the picture is transparent somewhere: minisd.inpaint.keep_mask has the
+    rules. A warning says what was changed or looks wrong. Raises ValueError, OSError.
     """
-    if image is None and recipe.image is not None:
-        image = open_init_image(recipe)
-    mask = mask if mask is not None else recipe.mask
+    image = recipe.image if image is None else image
+    mask = recipe.mask if mask is None else mask
     if mask is not None and image is None:
         raise ValueError("a mask needs an init image")
-    mask_image = None if mask is None else open_image(mask)
+    keep = None
     if isinstance(image, Tensor):
+        if mask is not None:
+            raise ValueError("inpainting needs a picture to draw on, not a latent")
         size = (image.shape[-1] * sd.vae.factor, image.shape[-2] * sd.vae.factor)
     else:
-        image = None if image is None else open_image(image)
-        size = size_of(recipe, sd, image)
+        original = None if image is None else open_image(image)
+        size = size_of(recipe, sd, original)
         box = (recipe.width or sd.native_size, recipe.height or sd.native_size)
-        width, height = box if recipe.fit and image is not None else size
+        width, height = box if recipe.fit and original else size
         recipe = replace(recipe, width=width, height=height)
-        if image is not None and image.size != size:
-            image = resize(image, size)
+        if original is not None:
+            image = original if original.size == size else resize(original, size)
+            if mask is not None or is_transparent(image):
+                keep = keep_mask(image, mask, original.size)
+            image = image.convert("RGB")
+    if match := A1111_SYNTAX.search(recipe.prompt):
+        note = f"{match[0]!r} in the prompt is AUTOMATIC1111's syntax: here it is plain words"
+        warnings.warn(note, stacklevel=2)
     context, words = text_states(sd, recipe.prompt, normalize=recipe.normalize)
     uncond = sd.text_states(" ".join(filter(None, (words, recipe.negative_prompt))))
     if recipe.seed is None:
         recipe = replace(recipe, seed=random.SystemRandom().randrange(2**32 - 1))
-    return Job(sd, recipe, image, mask_image, size, context, uncond)
+    return Job(sd, recipe, image, keep, size, context, uncond)
 
 
 def check_options(recipe: Recipe, sampler: Sampler) -> None:
@@ -228,57 +244,46 @@ def check_options(recipe: Recipe, sampler: Sampler) -> None:
             raise ValueError(f"{name_of(recipe.sampler)} has no option {option!r}; {there_are}")
 
 
-def open_init_image(recipe: Recipe) -> Image.Image:
-    """The recipe's init image. Warns if inpainting would start from erased colours."""
-    assert recipe.image is not None
-    image = open_image(recipe.image)
-    if recipe.mask is None and is_transparent(image) and colours_erased(image):
-        warnings.warn(
-            f"{recipe.image} has no colours under its transparency: inpainting starts from plain "
-            "black or white there. Save it with the colours of transparent pixels kept",
-            stacklevel=3,
-        )
-    return image
-
-
-def colours_erased(image: Image.Image) -> bool:
-    """Whether all fully transparent pixels are pure black or pure white.
-
-    Some programs erase the colours there. Then inpainting has nothing to start from.
-    """
-    values = np.asarray(image.convert("RGBA")).reshape(-1, 4)
-    sums = values[values[:, 3] == 0, :3].sum(axis=1, dtype=int)
-    return len(sums) > 0 and bool(np.isin(sums, (0, 3 * 255)).all())
-
-
 def size_of(recipe: Recipe, sd: StableDiffusion, image: Image.Image | None) -> tuple[int, int]:
-    """Width and height of the result, multiples of sd.multiple. Warns about what it changes."""
+    """Width and height of the result, multiples of sd.multiple. Warns about what it changes.
+
+    Without `fit`, both sides are rounded down. With it, the picture is scaled to fit inside the
+    recipe's width x height, and its sides are rounded to the nearest multiples inside.
+    """
     asked = (recipe.width or sd.native_size, recipe.height or sd.native_size)
 
-    def floored(width: float, height: float) -> tuple[int, int]:
-        w, h = (int(n + 1e-6) // sd.multiple * sd.multiple for n in (width, height))
+    def floored(width: int, height: int) -> tuple[int, int]:
+        w, h = (side // sd.multiple * sd.multiple for side in (width, height))
         return max(w, sd.multiple), max(h, sd.multiple)
 
+    name = recipe.image or "the init image"
     if image is None:
-        size, old, name = floored(*asked), asked, "the picture"
+        old, size, name = asked, floored(*asked), "the picture"
+        note = f"becomes {size[0]}x{size[1]}, multiples of {sd.multiple}"
     elif recipe.fit:
-        scale = min(asked[0] / image.width, asked[1] / image.height)
-        size, old, name = floored(image.width * scale, image.height * scale), image.size, ""
-        if size != old:
-            sizes = f"{old[0]}x{old[1]} was scaled to {size[0]}x{size[1]}"
-            box = f"to fit into {asked[0]}x{asked[1]}"
-            warnings.warn(f"{recipe.image or 'the init image'}: {sizes}, {box}", stacklevel=3)
-            old = size
+        old, box = image.size, floored(*asked)
+        size = fitted(image.size, box, sd.multiple)
+        note = f"was scaled to {size[0]}x{size[1]}, to fit into {asked[0]}x{asked[1]}"
     else:
-        size, old, name = floored(*image.size), image.size, recipe.image or "the init image"
+        old, size = image.size, floored(*image.size)
+        note = f"becomes {size[0]}x{size[1]}, multiples of {sd.multiple}"
         if (recipe.width or recipe.height) and asked != size:
             warnings.warn("width and height count for an init image only with --fit", stacklevel=3)
+    if image is not None:
+        change = abs(math.log(size[0] / size[1] * old[1] / old[0]))
+        note += f"; its proportions change by {math.expm1(change):.0%}" if change > 0.03 else ""
     if size != old:
-        sizes = f"{old[0]}x{old[1]} becomes {size[0]}x{size[1]}, multiples of {sd.multiple}"
-        warnings.warn(f"{name}: {sizes}", stacklevel=3)
+        warnings.warn(f"{name}: {old[0]}x{old[1]} {note}", stacklevel=3)
     if max(size) < sd.native_size:
         trained = f"the {sd.native_size} pixels a side that the model was trained on"
         warnings.warn(
             f"{size[0]}x{size[1]} is smaller than {trained}: it may draw badly", stacklevel=3
         )
     return size
+
+
+def fitted(size: tuple[int, int], box: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The size scaled to fit inside a box of multiples, each side at the nearest multiple."""
+    scale = min(box[0] / size[0], box[1] / size[1])
+    w, h = (math.floor(side * scale / multiple + 0.5) * multiple for side in size)
+    return max(w, multiple), max(h, multiple)

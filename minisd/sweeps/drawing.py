@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minisd.files import is_taken, png_bytes, write_file
+from minisd.observe.finite import stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan
+from minisd.observe.watch import together
 from minisd.recipes.metadata import Model
 from minisd.recipes.recipe import Job, Recipe, name_of
 from minisd.run import Result, choose, encode
@@ -170,7 +172,7 @@ def draw_together(jobs: Sequence[Job], refuse: bool = True) -> list[Result]:
         def run(network: Any) -> Result:
             sd = replace(job.sd, unet=network)
             with Ledger(sd, refuse) as ledger:
-                return replace(job, sd=sd).draw(ledger)
+                return replace(job, sd=sd).draw(together(stop_at_nan(job.sd), ledger))
 
         return run
 

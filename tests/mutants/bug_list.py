@@ -21,7 +21,7 @@ EPS = "eps = predict_eps(x, sigma)"
 STEP = "x_next = x + (sigma_next - sigma) * eps"
 DOWN = "x_next = x + (down - sigma) * eps"
 SPLIT = "down, up = ancestral_step(sigma, sigma_next, eta)"
-DRAW = "fresh_noise(x, generator)"
+DRAW = "fresh_noise(x, generator, sigma, sigma_next)"
 YIELD = "yield Step(i, sigma, sigma_next, x, eps, x_next)"
 LOOP = "enumerate(pairwise(sigmas))"
 STRICT = ", strict=True"
@@ -71,6 +71,10 @@ BUGS = [
     Bug("k_euler_a", "the batch shares its noise", DRAW, "torch.randn(x.shape[1:], generator=generator).to(x)"),
     Bug("k_euler_a", "a normal for the last step too", "if up > 0", "if eta > 0"),
     Bug("k_euler_a", "two normals a step", DRAW, f"(0.5**0.5 * ({DRAW} + {DRAW}))"),
+    Bug("k_euler_a", "noise in float32 for every x", DRAW, "torch.randn(x.shape, generator=generator)"),
+    Bug("k_euler_a", "noise for one seed only", DRAW, "torch.randn(x.shape, generator=generator).to(x)"),
+    Bug("k_euler_a", "the batch takes all from the first seed", "generator=g)", "generator=generator[0])", "fresh_noise"),
+    Bug("k_euler_a", "the seeds of a batch reversed", "for g in generator", "for g in generator[::-1]", "fresh_noise"),
     Bug("k_euler_a", "uniform noise", DRAW, "((2 * torch.rand(x.shape, generator=generator) - 1) * 3**0.5).to(x)"),
     Bug("k_euler_a", "noise before the step", DOWN, f"x = x + up * {DRAW}\n        {DOWN}"),
     Bug("k_euler_a", "eta ignored", SPLIT, SPLIT.replace("eta", "1.0")),

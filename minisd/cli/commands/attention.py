@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     title = f"{recipe.prompt} -s {recipe.steps} -S {recipe.seed} -C {guidance}"
     title += f" -A {name_of(recipe.sampler)} -f {recipe.strength:g}: attention to each word"
     sheet = attention_strip(maps, pictures, title)
-    texts = sheets.texts(title, [recipe]) | studio.texts(recipe, job.size)
+    texts = sheets.texts(title, [recipe], studio.facts) | studio.texts(recipe, job.size)
     names = numbered(folder, next_number(folder), f"{recipe.seed}.attention.png")
     path = write_first(names, png_bytes(sheet, texts))
     shares = ", ".join(f"{w.text} {maps.word(i).mean():.1%}" for i, w in enumerate(maps.words))

@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         add_more(parser, " ".join(switch.names), field, text, switch.convert, metavar)
     metavar, text = switches.HELP["options"]
     option = switches.value_type(option_value)
-    add("--set", dest="options", metavar=metavar, type=option, action="append", help=text)
+    add("--set", dest="options", metavar=metavar, type=option, action="append", help=text,
+        default=argparse.SUPPRESS)  # fmt: skip
     text = f"the page ({PAGE}, then explorer-2.html, ...)"
     add("-o", "--output", metavar="FILE.html", help=text)
     switches.add_model_switches(parser)

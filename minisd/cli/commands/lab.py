@@ -15,7 +15,7 @@ from minisd.cli.studio import load_model
 from minisd.figures.svg import Curves
 from minisd.files import check_file, open_folder, write_named
 from minisd.lab.certificate import certify, theory_of
-from minisd.lab.compare import compare, table
+from minisd.lab.compare import STEPS, compare, table
 from minisd.lab.report import page
 from minisd.lab.subject import Subject
 from minisd.recipes import Recipe
@@ -23,7 +23,7 @@ from minisd.recipes.dream import between, guidance_value, option_value
 from minisd.recipes.recipe import check_options
 from minisd.run import lookup
 from minisd.samplers import SAMPLERS, Sampler
-from minisd.schedule import SCHEDULES
+from minisd.schedule import SCHEDULES, levels_of
 
 HELP = "certify a sampler: its order, its noise, its contract; compare it with others"
 
@@ -44,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     order = number(between(1, 10, int))
     add("--order", metavar="N", type=order, help="the order that the sampler should have")
+    text = "the order of a single step between steps of other lengths, if it differs (plms: 1)"
+    add("--uneven-order", metavar="N", type=order, help=text)
     add("--json", action="store_true", help="print JSON instead of the card")
     text = "also write a page with plots"
     add("--html", type=Path, metavar="FILE", help=text)
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     sampler = partial(function, **options)
     others = {name: lookup("sampler", name, SAMPLERS) for name in args.compare}
     schedule = lookup("schedule", args.schedule, SCHEDULES)
+    for steps in (*STEPS, args.reference) if others else ():
+        levels_of(schedule, steps)
     guidance = args.guidance
     if isinstance(guidance, str):
         guidance = lookup("guidance rule", guidance, {})
@@ -84,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     theory = theory_of(args.sampler, options)
     if args.order is not None:
         theory = replace(theory, order=args.order)
+    if args.uneven_order is not None:
+        theory = replace(theory, uneven_order=args.uneven_order)
     words = [f"{option}={value!r}" for option, value in options.items()]
     name = " ".join([args.sampler.rpartition(":")[2], *words])
     with one_thread():

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     titles = [describe(recipe, axes) for recipe in recipes]
     strips = strip_sheet(traces, titles, rows, args.tile, studio.sd)
     sheet = column([text_image(caption(recipes), 12, PALE), strips], gap=0, margin=10)
-    texts = sheets.texts(caption(recipes), recipes)
+    texts = sheets.texts(caption(recipes), recipes, studio.facts)
     if len(recipes) == 1:
         texts |= studio.texts(job.recipe, job.size)
     print(sheets.save(sheet, args, f"{recipes[0].seed}.strip.png", texts))

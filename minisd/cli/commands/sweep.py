@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     data = distances_csv(recipes, images, init_image).encode()
     table = write_named(folder / TABLE, data, is_table)
     sheet = sweep_sheet(recipes, images, init_image, args.tile)
-    data = png_bytes(sheet, sheets.texts(caption(recipes), recipes))
-    sheet_file = write_named(folder / SHEET, data)
+    texts = sheets.texts(caption(recipes), recipes, studio.facts)
+    sheet_file = write_named(folder / SHEET, png_bytes(sheet, texts))
     print(f"{sheet_file} and {table.name}, of {len(names)} pictures")
     return 0
