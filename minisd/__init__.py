@@ -1,7 +1,7 @@
 """minisd: Stable Diffusion 1.x, small enough to read and exact enough to trust."""
 
 from minisd import more_samplers, pictures
-from minisd.checkpoint import CheckpointError, load
+from minisd.checkpoint import CheckpointError, inspect, load
 from minisd.images import CONVERSIONS
 from minisd.img2img import img2img
 from minisd.inpaint import inpaint
@@ -31,6 +31,7 @@ __all__ = [
     "Step",
     "img2img",
     "inpaint",
+    "inspect",
     "load",
     "read_recipe",
     "start_index",

@@ -67,10 +67,7 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Lanczos, band by band: Pillow would erase the colours under full transparency.
-
-    Alpha is averaged over areas, because Lanczos rings: what is opaque stays opaque.
-    """
+    """Lanczos for each colour, so that hidden colours stay; averages for alpha: they do not ring."""
     filters = [Image.Resampling.LANCZOS] * 3 + [Image.Resampling.BOX]
     bands = [band.resize(size, kind) for band, kind in zip(image.split(), filters)]
     return Image.merge(image.mode, bands)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -529,6 +530,15 @@ def test_named_files_of_minisd_are_replaced(drawing):
     assert files.is_marked(Path("new/diff.png")) and files.is_marked(Path("new/page.html"))
 
 
+def test_documented_sheets_can_be_drawn_again():
+    """The commands in docs/ write over the pictures that are there."""
+    text = (ROOT / "docs/see-every-step.md").read_text(encoding="utf-8")
+    names = re.findall(r"--to (docs/pictures/[\w.-]+)", text)
+    assert len(names) == 5
+    for name in names:
+        assert files.check_file(ROOT / name, "sheet.png") == ROOT / name
+
+
 def test_drawn_pictures_are_not_sheets(drawing, no_work, monkeypatch, emoji):
     """--to replaces no picture that was drawn: it may be the only one."""
     monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
@@ -846,6 +856,11 @@ def test_a_sweep_of_another_checkpoint(drawing, monkeypatch, emoji, capsys):
     monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: sd)
     run(SWEEP, status=2)
     assert "another checkpoint" in capsys.readouterr().err
+    for field, value in (("vae_path", Path("other.safetensors")), ("ema", True)):
+        sd = replace(emoji, **{field: value})
+        monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: sd)  # noqa: B023
+        run(SWEEP, status=2)
+        assert f"another {field.removesuffix('_path')}" in capsys.readouterr().err
 
 
 def test_two_processes_with_one_sweep(drawing, monkeypatch):
@@ -913,19 +928,23 @@ WRITERS = [
     "attention fire -I in.png -s 1 -f 1 -S 1 -o OUT",
     "explore fire -I in.png -s 1 -f 0 -o OUT/a.html",
     "lab k_euler --html OUT/a.html",
+    f"convert {ROOT}/weights/emoji.safetensors OUT/a.safetensors",
 ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
-def test_a_full_disk(drawing):
+@pytest.mark.parametrize(
+    "writers", [WRITERS[3:6], pytest.param(WRITERS, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_full_disk(drawing, writers):
     """It leaves no file, with hard links and without. A full log costs a note."""
     Path("log").mkdir()
     (Path("log") / studio.LOG).write_text("x" * 20_000)
     runs: list[tuple[str, int, bool]] = [
         ("txt2img fire -s 1 -S 1 -n 2 -o log", 19_000, True),
         ("sweep fire -s 1 -S 1 --to OUT", 1500, True),
-        *((line, 20, True) for line in WRITERS),
-        *((line, 20, False) for line in WRITERS),
+        *((line, 20, True) for line in writers),
+        *((line, 20, False) for line in writers),
     ]
     done = run_python(FULL_DISK.format(runs=runs), drawing)
     assert done.returncode == 0, done.stderr
@@ -935,7 +954,7 @@ def test_a_full_disk(drawing):
     assert "File too large" in full_log[1] and len(pictures("log")) == 2
     assert sweep[0] == 2 and "could not write 1/s1-k_lms-S1.png: File too large" in sweep[1]
     assert sweep[2] == [NOTES] and json.loads(Path("1", NOTES).read_text())["seed"] == 1
-    assert len(results) == 2 * len(WRITERS)
+    assert len(results) == 2 * len(writers)
     for (line, *_), (status, error, left) in zip(runs[2:], results, strict=True):
         assert (status, left) == (2, []), line
         assert error.startswith("minisd: could not write ") and "File too large" in error, line

@@ -35,6 +35,10 @@ def test_the_guide(tmp_path, monkeypatch, capsys, compare):
             status = main(shlex.split(code)[1:])
             assert status == (1 if "wrong" in code else 0)
             outputs.append(capsys.readouterr().out)
+    *errors, distance, hooked = capsys.readouterr().out.splitlines()[-5:]
+    error_10, error_20, error_40 = (float(line.split()[1]) for line in errors)
+    assert error_10 > 2 * error_20 > 4 * error_40  # order 2
+    assert float(distance) < 1e-6 and hooked == "2 torch.Size([2, 4, 192])"
     certified, wrong = outputs[:2]
     assert Image.open("strip.png").size == (64 * 8, 64)
     assert "<svg" in Path("two_slopes.html").read_text(encoding="utf-8")

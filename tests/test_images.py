@@ -1,12 +1,23 @@
 """Pictures of every kind are read; 8-bit pictures are written as CompVis writes them."""
 
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
+import minisd
 from minisd.images import floor_to_multiple, open_image, resize, to_pil, to_pils, to_tensor
+from tests.icc import SRGB, cmyk_profile, grey_profile, profile, rgb_profile, sampled_curve
+from tests.stand_ins import StandIn
 
+REPORTS = Path(__file__).parent / "data" / "reports"
 RGB = np.random.RandomState(1).randint(0, 256, (20, 30, 3), np.uint8)
 PICTURE = Image.fromarray(RGB)
 
@@ -157,3 +168,195 @@ def test_huge_picture_is_refused_before_it_is_read(tmp_path):
     Image.new("1", (20000, 20000)).save(path)
     with pytest.raises(ValueError, match="is too large: it has more than"):
         open_image(path)
+
+
+# ---- colour profiles -----------------------------------------------------------------------------
+
+SWAPPED = rgb_profile({"r": SRGB["b"], "g": SRGB["g"], "b": SRGB["r"]})
+
+
+def with_profile(image, data):
+    image = image.copy()
+    image.info["icc_profile"] = data
+    return image
+
+
+@pytest.mark.parametrize("name", ["wide_gamut.png", "wide_gamut_hole.png"])
+def test_a_wide_gamut_picture_is_its_twin_in_srgb(name):
+    opened, twin = open_image(REPORTS / name), Image.open(REPORTS / "drawing.png")
+    assert opened.mode == ("RGBA" if "hole" in name else "RGB")
+    assert np.array_equal(np.asarray(opened.convert("RGB")), np.asarray(twin))
+    assert "icc_profile" not in opened.info
+    stored = Image.open(REPORTS / name)
+    assert np.array_equal(np.asarray(opened)[..., 3:], np.asarray(stored)[..., 3:])
+
+
+@pytest.mark.parametrize(
+    ("image", "data", "expected"),
+    [
+        (Image.new("RGB", (4, 4), (0, 0, 255)), SWAPPED, (255, 0, 0)),
+        (Image.new("RGBA", (4, 4), (0, 0, 255, 7)), SWAPPED, (255, 0, 0, 7)),
+        (Image.new("RGBA", (4, 4), (0, 0, 255, 0)), SWAPPED, (255, 0, 0, 0)),
+        (Image.new("RGB", (4, 4), (0, 0, 255)).quantize(2), SWAPPED, (255, 0, 0)),
+        (Image.new("L", (4, 4), 128), rgb_profile(curve=b"curv" + bytes(8)), (188, 188, 188)),
+        (Image.new("L", (4, 4), 128), grey_profile(), (188, 188, 188)),
+        (Image.new("LA", (4, 4), (128, 9)), grey_profile(), (188, 188, 188, 9)),
+        (Image.new("1", (4, 4), 1), grey_profile(), (255, 255, 255)),
+        (Image.fromarray(np.full((4, 4), 32896, np.uint16)), grey_profile(), (188, 188, 188)),
+        (Image.new("CMYK", (4, 4), (255, 0, 0, 0)), cmyk_profile(), (255, 0, 0)),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), cmyk_profile(), (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 0, 255, 0)), cmyk_profile(), (0, 0, 0)),
+    ],
+    ids="rgb rgba hidden palette grey-rgb grey grey-alpha bit grey16 ink paper black".split(),  # noqa: SIM905
+)
+def test_profiles_of_every_kind(image, data, expected):
+    opened = open_image(with_profile(image, data))
+    assert np.abs(np.subtract(opened.getpixel((1, 1)), expected)).max() <= 2
+    assert opened.mode == ("RGBA" if len(expected) == 4 else "RGB")
+    assert "icc_profile" not in opened.info and "icc_profile" not in open_image(opened).info
+    assert np.array_equal(np.asarray(open_image(opened)), np.asarray(opened))  # not twice
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_profiles_in_files(tmp_path, ending):
+    Image.new("RGB", (16, 16), (0, 0, 255)).save(tmp_path / f"a.{ending}", icc_profile=SWAPPED)
+    red, green, blue = open_image(tmp_path / f"a.{ending}").getpixel((8, 8))
+    assert red > 245 and green < 10 and blue < 10
+
+
+@pytest.mark.parametrize("points", [26, 1024])
+def test_pictures_in_srgb_keep_their_bits(points):
+    """Profiles of sRGB differ in how finely they describe its curve."""
+    image = with_profile(PICTURE, rgb_profile(curve=sampled_curve(points)))
+    assert np.array_equal(np.asarray(open_image(image)), RGB)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(np.asarray(open_image(with_profile(PICTURE, srgb))), RGB)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"x", b"\0" * 200, SWAPPED[:300], grey_profile(), cmyk_profile(), profile("RGB ", "XYZ ", {})],
+    ids=["text", "zeros", "cut", "of-grey", "of-cmyk", "empty"],
+)
+def test_a_profile_that_cannot_be_used_is_ignored(data):
+    with pytest.warns(UserWarning, match="the picture's colour profile cannot be used"):
+        opened = open_image(with_profile(PICTURE, data))
+    assert np.array_equal(np.asarray(opened), RGB)
+
+
+def test_results_hold_no_profile():
+    """A picture without one is taken for sRGB, and so is what minisd draws."""
+    image = with_profile(Image.new("RGB", (16, 16), (0, 0, 255)), SWAPPED)
+    result = minisd.img2img(StandIn(), "x", image, strength=0)
+    assert result.image.getpixel((8, 8)) == (255, 0, 0) and result.image.info == {}
+
+
+# ---- grey values of 16 and 32 bits ---------------------------------------------------------------
+
+
+def test_the_colour_key_of_16_bits_is_kept():
+    opened = open_image(REPORTS / "grey16_colour_key.png")
+    values = np.asarray(Image.open(REPORTS / "grey16_colour_key.png"))
+    assert np.array_equal(np.asarray(opened)[..., 3] == 0, values == 61680)
+    assert np.array_equal(np.asarray(opened)[..., 0], (values / 65535 * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("image", "span"),
+    [
+        (REPORTS / "grey_float_one_hot_pixel.tif", "0.435294 to 1e.06, and 1e.06 is white"),
+        (Image.fromarray(np.full((8, 8), 200, np.uint16)), "200 to 200, and 65535 is white"),
+        (Image.fromarray(np.full((8, 8), 200, np.int32)), "200 to 200, and 65535 is white"),
+        (Image.fromarray(np.full((8, 8), 0.01, np.float32)), "0.01 to 0.01, and 1 is white"),
+    ],
+    ids=["hot pixel", "8 bits in 16", "8 bits in 32", "dark floats"],
+)
+def test_nearly_black_after_scaling(image, span):
+    with pytest.warns(UserWarning, match=f"nearly all of the picture is black.*{span}"):
+        open_image(image)
+
+
+def test_whole_numbers_above_16_bits_are_scaled():
+    values = np.array([[0, 1 << 29], [1 << 30, 1 << 30]], np.int32)
+    assert np.asarray(open_image(Image.fromarray(values)))[..., 0].tolist() == [
+        [0, 127],
+        [255, 255],
+    ]
+
+
+def test_ordinary_pictures_get_no_warning():
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16)
+    black = np.zeros((8, 8), np.uint16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for values in (ramp.astype(np.uint16), (ramp / 65535).astype(np.float32), black):
+            open_image(Image.fromarray(values))
+
+
+# ---- long texts ----------------------------------------------------------------------------------
+
+
+def test_a_picture_with_a_long_text():
+    opened = open_image(REPORTS / "big_text_ztxt.png")
+    assert np.array_equal(np.asarray(opened), np.asarray(Image.open(REPORTS / "drawing.png")))
+
+
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("chunk", ["tEXt", "zTXt", "iTXt", "iCCP"])
+def test_every_long_chunk_of_text(tmp_path, chunk):
+    """Pillow alone refuses texts and profiles of more than 1 MB."""
+    info, long = PngInfo(), "x" * 5_000_000
+    if chunk == "iTXt":
+        info.add_itxt("workflow", long, zip=True)
+    elif chunk in ("tEXt", "zTXt"):
+        info.add_text("workflow", long, zip=chunk == "zTXt")
+    data = profile("RGB ", "XYZ ", {"long": long.encode()}) if chunk == "iCCP" else b""
+    PICTURE.save(tmp_path / "long.png", pnginfo=info, icc_profile=data)
+    if chunk == "iCCP":
+        with pytest.warns(UserWarning, match="profile cannot be used"):
+            opened = open_image(tmp_path / "long.png")
+    else:
+        opened = open_image(tmp_path / "long.png")
+    assert np.array_equal(np.asarray(opened), RGB)
+
+
+def test_a_bomb_of_text_is_refused(tmp_path):
+    """200 kB in the file, 200 MB in memory."""
+    data = io.BytesIO()
+    PICTURE.save(data, "PNG")
+    start = data.getvalue()[:33]  # the signature and the header
+    bomb = png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(200_000_000), 9))
+    (tmp_path / "bomb.png").write_bytes(start + bomb + data.getvalue()[33:])
+    with pytest.raises(OSError, match=r"bomb.png cannot be read as a picture"):
+        open_image(tmp_path / "bomb.png")
+
+
+# ---- what cannot be a picture --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("picture", [None, 3, 0.5, [[1, 2]]])
+def test_other_types_are_refused(picture):
+    with pytest.raises(TypeError, match=type(picture).__name__):
+        open_image(picture)
+
+
+def test_transparency_that_img2img_ignores():
+    """img2img draws on all of the picture; with a warning if something of it is hidden."""
+    hidden = Image.new("RGBA", (16, 16), (200, 100, 50, 0))
+    with pytest.warns(UserWarning, match="the picture's transparency is ignored"):
+        result = minisd.img2img(StandIn(), "x", hidden, strength=0)
+    assert np.abs(np.subtract(result.image.getpixel((0, 0)), (200, 100, 50))).max() <= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        minisd.img2img(StandIn(), "x", Image.new("RGBA", (16, 16), (9, 9, 9, 250)), strength=0)
+
+
+def test_alpha_is_averaged_and_does_not_ring():
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[20:44, 20:44] = 0
+    image = Image.fromarray(np.dstack([np.zeros((64, 64, 3), np.uint8), alpha]))
+    half = np.asarray(resize(image, (32, 32)))[..., 3]
+    assert np.array_equal(half, alpha[::2, ::2])

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 import minisd
-from minisd.inpaint import colours_erased
 
 SETTINGS = {"steps": 8, "strength": 0.8, "guidance": 4, "seed": 5}
 
@@ -98,15 +97,6 @@ def test_nothing_to_inpaint(emoji, picture):
     for image in (picture.convert("RGB"), picture.convert("RGB").convert("RGBA")):
         with pytest.raises(ValueError, match="nothing to inpaint"):
             minisd.inpaint(emoji, "crown", image, **SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("colour", "erased"), [((0, 0, 0), True), ((255, 255, 255), True), ((9, 0, 0), False)]
-)
-def test_erased_colours_are_noticed(colour, erased):
-    image = Image.new("RGBA", (4, 4), (5, 5, 5, 255))
-    image.putpixel((1, 1), (*colour, 0))
-    assert colours_erased(image) == erased
 
 
 def test_seam(emoji):

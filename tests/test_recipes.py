@@ -2,10 +2,13 @@
 
 import dataclasses
 import shlex
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import minisd
@@ -13,7 +16,9 @@ from minisd.cli.main import main
 from minisd.prompts import text_states
 from minisd.recipes import prepare
 from minisd.recipes.dream import dream_line, read_dream
+from minisd.recipes.recipe import fitted
 from minisd.recipes.variations import varied_noise
+from tests.stand_ins import StandIn
 
 RECIPE = minisd.Recipe("fire", strength=0.5, steps=4, seed=3, guidance=4.0)
 
@@ -124,6 +129,89 @@ def test_a_seed_is_drawn_once(emoji, drawing):
 def test_unknown_options(emoji):
     with pytest.raises(ValueError, match="k_euler has no option 'eta'; it has no options"):
         dataclasses.replace(RECIPE, sampler="k_euler", options={"eta": 1}).draw(emoji)
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def prepared(recipe, size):
+    """The job for a picture of this size, and the warnings as one text."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        job = prepare(recipe, StandIn(), Image.new("RGB", size))
+    return job, "; ".join(str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "expected", "change"),
+    [
+        ((100, 70), (64, 64), (64, 48), "7%"),
+        ((63, 65), (64, 64), (64, 64), "3%"),
+        ((65, 63), (64, 64), (64, 64), "3%"),
+        ((300, 200), (64, 64), (64, 48), "13%"),
+        ((400, 300), (64, 64), (64, 48), None),
+        ((30, 40), (64, 64), (48, 64), None),
+        ((128, 128), (64, 48), (48, 48), None),
+        ((200, 100), (100, 100), (96, 48), None),
+        ((220, 100), (110, 110), (96, 48), "10%"),
+        ((1000, 10), (64, 64), (64, 16), "2400%"),
+        ((16, 16), (8, 8), (16, 16), None),
+        ((1024, 683), (512, 512), (512, 336), None),
+    ],
+)
+def test_fit_keeps_the_proportions_as_nearly_as_it_can(size, box, expected, change):
+    job, notes = prepared(minisd.Recipe("x", fit=True, width=box[0], height=box[1]), size)
+    assert job.size == expected == job.image.size
+    assert (f"its proportions change by {change}" in notes) if change else "change" not in notes
+    again, _ = prepared(job.recipe, size)  # the recipe keeps the box, and so the same size
+    assert again.size == expected
+
+
+@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 9), st.integers(1, 9))
+def test_fit_rounds_to_the_nearest_multiples_inside_the_box(size, columns, rows):
+    box = (16 * columns, 16 * rows)
+    exact = [side * min(box[0] / size[0], box[1] / size[1]) for side in size]
+    for side, exact_side, limit in zip(fitted(size, box, 16), exact, box):
+        assert side % 16 == 0 and 16 <= side <= limit
+        assert abs(side - exact_side) <= 8.001 or side == 16
+
+
+@pytest.mark.parametrize(
+    ("size", "notes"),
+    [
+        ((64, 64), ""),
+        ((160, 130), "the init image: 160x130 becomes 160x128, multiples of 16"),
+        ((70, 50), "becomes 64x48, multiples of 16; its proportions change by 5%"),
+        ((63, 65), "becomes 48x64, multiples of 16; its proportions change by 29%"),
+    ],
+)
+def test_without_fit_both_sides_are_rounded_down(size, notes):
+    job, text = prepared(minisd.Recipe("x"), size)
+    assert text.endswith(notes) if notes else text == ""
+    assert job.size == tuple(n // 16 * 16 for n in size)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "syntax"),
+    [
+        ("fire [smoke:ash:0.5]", "[smoke:ash:0.5]"),
+        ("fire [smoke:0.5]", "[smoke:0.5]"),
+        ("a [cow|horse] in a field", "[cow|horse]"),
+        ("fire AND water", "AND"),
+        ("fire BREAK water", "BREAK"),
+        ("fire [smoke, ash] (big)1.3 tree+", None),
+        ("fire:2 tree:1 [ratio 16:9]", None),
+        (r"fire \[smoke\:ash\:0.5\]", None),
+        ("sand and BREAKFAST", None),
+    ],
+)
+def test_syntax_of_another_program_gets_a_note(emoji, prompt, syntax):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare(minisd.Recipe(prompt), emoji)
+    notes = [str(warning.message) for warning in caught if "syntax" in str(warning.message)]
+    assert notes == ([] if syntax is None else [f"{syntax!r} in the prompt is AUTOMATIC1111's "
+                     "syntax: here it is plain words"])  # fmt: skip
 
 
 # ---- as text -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from minisd.samplers import FACTS, SAMPLERS, ddim, k_lms, lms_weights
+from minisd.samplers import FACTS, SAMPLERS, TEN, ddim, k_lms, lms_weights
 from minisd.schedule import SCHEDULES
 
 late_schedules = st.builds(
@@ -160,7 +160,7 @@ def test_wrong_arguments_raise_at_the_first_step():
         next(k_lms(smooth, X, [1.0, 0.0], order=5))
 
 
-@pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.normals])
+@pytest.mark.parametrize("name", [s.__name__ for s in TEN if FACTS[s.__name__].normals])
 def test_a_batch_draws_from_each_pictures_own_generator(name):
     sigmas, x = SCHEDULES["model"](6), X.repeat(1, 1, 2, 2) * 14
     batch = last(SAMPLERS[name](smooth, x, sigmas, eta=1.0, generator=generators(5, 6)))

@@ -19,7 +19,7 @@ from minisd.checkpoint.forms import original_names
 from minisd.checkpoint.load import by_model, read_facts
 from minisd.checkpoint.lora import Change, read_lora
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES, SCHEDULE_BUFFERS
-from minisd.checkpoint.numbers import DTYPES, is_finite, read_stored
+from minisd.checkpoint.numbers import DTYPES, INTEGERS, is_finite, read_stored
 from minisd.checkpoint.tensors import (
     ITEMSIZE,
     MAX_HEADER,
@@ -31,6 +31,7 @@ from minisd.checkpoint.v_prediction import stated_prediction
 from minisd.files import new_file
 
 Progress = Callable[[int, int], object]  # is given the bytes written so far, and all of them
+MARKS = ("v_pred", "ztsnr")  # empty tensors: for v-prediction, and for zero terminal SNR
 
 
 class Entry(NamedTuple):
@@ -87,7 +88,7 @@ def prepare(source: Path, loras: list[tuple[Path, float]], dtype: torch.dtype | 
     if dtype not in names:
         raise ValueError(f"dtype must be torch.float32, bfloat16 or float16, not {dtype}")
     try:
-        parts = by_model(tensors)
+        parts = by_model({name: t for name, t in tensors.items() if name not in MARKS})
         facts = read_facts(metadata)
         shapes = {part: {name: t.shape for name, t in parts[part].items()} for part in parts}
         build(shapes, facts.get("unet_heads", 8), facts.get("text_heads", 12))
@@ -104,9 +105,9 @@ def prepare(source: Path, loras: list[tuple[Path, float]], dtype: torch.dtype | 
             key = prefix + name
             kind = names[dtype] or tensor.dtype.replace("F64", "F32")
             entries[key] = Entry(files.get(key, source), tensor, kind, changes.get(key, []))
-    marks = {"v_pred": is_v, "ztsnr": "ztsnr" in tensors}
     others = {name: tensors[name] for name in (*SCHEDULE_BUFFERS, POSITION_IDS) if name in tensors}
-    others |= {name: MARK for name, applies in marks.items() if applies}
+    others = {name: t for name, t in others.items() if t.dtype in DTYPES | INTEGERS}
+    others |= {name: MARK for name in MARKS if name in tensors or (is_v and name == "v_pred")}
     for name, tensor in others.items():
         entries[name] = Entry(files.get(name, source), tensor, tensor.dtype, [])
     # Large types first, so that every tensor begins at a multiple of its type's size.

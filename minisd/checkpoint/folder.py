@@ -17,7 +17,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "act_fn": "silu", "center_input_sample": False, "downsample_padding": 1,
         "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_scale_factor": 1, "norm_eps": 1e-5,
         "norm_num_groups": 32, "only_cross_attention": False, "resnet_skip_time_act": False,
-        "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
+        "resnet_out_scale_factor": 1, "resnet_time_scale_shift": "default",
+        "time_embedding_type": "positional",
         "time_embedding_act_fn": None, "timestep_post_act": None,
     },
     "vae": {
@@ -38,6 +39,17 @@ class Folder(NamedTuple):
     tensors: dict[str, StoredTensor]  # by their names in an original checkpoint
     files: dict[str, Path]  # by the same names: where each tensor is stored
     metadata: dict[str, str]  # what the configurations say, as the metadata of a checkpoint
+
+    def file_by_model(self) -> dict[str, Path]:
+        """The one file of each model. Raises CheckpointError if there are several."""
+        files = {}
+        for part, prefix in PREFIXES.items():
+            pieces = {file for name, file in self.files.items() if name.startswith(prefix)}
+            if len(pieces) != 1:
+                remedy = "make one file of the folder with minisd convert"
+                raise CheckpointError(f"{part}/ is in {len(pieces)} pieces: {remedy}")
+            files[part] = pieces.pop()
+        return files
 
 
 def read_folder(path: Path) -> Folder:
@@ -73,21 +85,25 @@ def read_folder(path: Path) -> Folder:
     return Folder(renamed, files, metadata)
 
 
-def weights_in(folder: Path) -> Iterator[tuple[str, tuple[Path, StoredTensor]]]:
-    """(name, (file, tensor)) for a model of the folder. Its file may be in pieces (shards)."""
+def weights_file(folder: Path) -> Path:
+    """The file with a model's weights, or the index of its pieces. Raises CheckpointError."""
     for variant in ("", ".fp16"):
         for ending in ("safetensors", "bin"):
             for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-                file = folder / f"{stem}{variant}.{ending}"
-                index = folder / f"{stem}.{ending}.index{variant}.json"
-                if file.is_file():
-                    yield from ((name, (file, t)) for name, t in read_tensors(file)[0].items())
-                    return
-                if index.is_file():
-                    yield from weights_in_pieces(index)
-                    return
+                for name in (f"{stem}{variant}.{ending}", f"{stem}.{ending}.index{variant}.json"):
+                    if (folder / name).is_file():
+                        return folder / name
     names = "diffusion_pytorch_model.safetensors or model.safetensors"
     raise CheckpointError(f"{folder}/ has no weights that minisd reads, such as {names}")
+
+
+def weights_in(folder: Path) -> Iterator[tuple[str, tuple[Path, StoredTensor]]]:
+    """(name, (file, tensor)) of a model. Raises CheckpointError, OSError."""
+    file = weights_file(folder)
+    if file.suffix == ".json":
+        yield from weights_in_pieces(file)
+    else:
+        yield from ((name, (file, tensor)) for name, tensor in read_tensors(file)[0].items())
 
 
 def weights_in_pieces(index: Path) -> Iterator[tuple[str, tuple[Path, StoredTensor]]]:
@@ -99,9 +115,9 @@ def weights_in_pieces(index: Path) -> Iterator[tuple[str, tuple[Path, StoredTens
     for name, piece in places.items():
         expected.setdefault(str(piece), set()).add(name)
     for piece, names in expected.items():
-        file = index.with_name(Path(piece).name or "unnamed")
-        if file.name != piece:
+        if not piece or piece.startswith(".") or "/" in piece or "\\" in piece:
             raise CheckpointError(f"{index} names a file outside of its folder: {piece[:100]!r}")
+        file = index.with_name(piece)
         if not file.is_file():
             raise CheckpointError(f"{index.parent}/{piece[:100]} is missing: download it too")
         tensors = read_tensors(file)[0]

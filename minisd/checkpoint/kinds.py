@@ -28,6 +28,8 @@ def kind_of_file(head: bytes) -> str:
 ONLY = "minisd is for SD 1.x"
 PLAIN = "minisd needs an ordinary SD 1.x checkpoint, for inpainting too"
 COMPLETE = "minisd needs a whole SD 1.x checkpoint in one file"
+VAE = f"{COMPLETE}; --vae takes the autoencoder of this one"
+LORA = f"{COMPLETE}; minisd convert --lora adds this to one"
 WITHOUT = "minisd has no layers for these tensors"
 UNKNOWN = "none of its tensors has a name of SD 1.x"
 
@@ -77,18 +79,18 @@ def kind_of_model(shapes: Shapes) -> tuple[str, str]:
         (has(model + "time_embed.cond_proj"), "an LCM checkpoint (time_embed.cond_proj)", WITHOUT),
         (has(model + "position_net.") or (unet and has_part(".fuser.")),
          "a GLIGEN checkpoint (position_net, fuser)", WITHOUT),
-        (lora, "a LoRA, not a model", COMPLETE),
+        (lora, "a LoRA, not a model", LORA),
         (control, "a ControlNet, not a model", COMPLETE),
         (has("ip_adapter.", "image_proj."), "an IP-Adapter, not a model", COMPLETE),
         (has("adapter.body.", "body.0.block1."), "a T2I-Adapter, not a model", COMPLETE),
         (has("emb_params", "clip_l") or embedding,
          "a textual inversion embedding, not a model", COMPLETE),
         (diffusers, "in the diffusers layout", COMPLETE),
-        (has("encoder.down.", "decoder.up."), "an autoencoder alone", COMPLETE),
+        (has("encoder.down.", "decoder.up."), "an autoencoder alone", VAE),
         (has("input_blocks.", "diffusion_model.input_blocks."), "a UNet alone", COMPLETE),
         (has("text_model.", "transformer.text_model."), "a text encoder alone", COMPLETE),
         (has("model_ema.") and not unet, "only training averages (model_ema.*)", COMPLETE),
-        (vae and not unet, "an autoencoder alone", COMPLETE),
+        (vae and not unet, "an autoencoder alone", VAE),
         (unet and not vae, "a UNet without its autoencoder", COMPLETE),
         (unet and not text, "a UNet without its text encoder", COMPLETE),
         (text and not unet, "a text encoder alone", COMPLETE),

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from minisd.checkpoint.architecture import build, shortened
+from minisd.checkpoint.folder import read_folder
 from minisd.checkpoint.forms import (
     Tensors,
     autoencoder,
@@ -45,7 +46,7 @@ def load(
     ema: bool = False,
     prediction: str | None = None,
 ) -> StableDiffusion:
-    """Load an SD 1.x checkpoint, .ckpt or .safetensors; None: the weights that come with minisd.
+    """Load an SD 1.x checkpoint (.ckpt, .safetensors) or diffusers folder; None: minisd's weights.
 
     dtype   of UNet and autoencoder: float32, bfloat16 or float16; the text encoder gets float32
     vae     a file whose autoencoder replaces the checkpoint's own
@@ -61,16 +62,24 @@ def load(
         raise ValueError(f"prediction must be 'eps' or 'v', not {prediction!r}")
     check_device(device)
     path = bundled_weights() if path is None else Path(path)
-    files = dict.fromkeys(PREFIXES, path)
-    tensors, metadata = read_tensors(path)  # 1. names, shapes, places in the file
+    # 1. names, shapes, places in the file
+    if path.is_dir():
+        folder = read_folder(path)
+        tensors, metadata = folder.tensors, folder.metadata
+        with errors_name(path):
+            files = folder.file_by_model()
+    else:
+        tensors, metadata = read_tensors(path)
+        files = dict.fromkeys(PREFIXES, path)
     with errors_name(path):
         tensors = original_names(tensors)
-        parts = by_model(tensors)  # 2. which tensor belongs to which model
-        if ema:
-            parts["unet"] = training_averages(tensors, parts["unet"])
+        parts = by_model(tensors, ema)  # 2. which tensor belongs to which model
         facts = read_facts(metadata)  # 3. what names and shapes do not show
         prediction = prediction or (stated_prediction(tensors, metadata, path) or ["eps"])[0]
-        warn_of_other_schedule(tensors, path)
+        schedule = schedule_of(tensors, path)
+        if schedule not in ("SD 1.x's", "not recorded"):
+            other = f"the file's noise schedule is {schedule}"
+            warnings.warn(f"{other}; minisd uses SD 1.x's", stacklevel=2)
     if vae is not None:
         files["vae"] = Path(vae)
         with errors_name(vae):
@@ -132,13 +141,16 @@ def bundled_weights() -> Path:
     )
 
 
-def by_model(tensors: Tensors) -> dict[str, Tensors]:
+def by_model(tensors: Tensors, ema: bool = False) -> dict[str, Tensors]:
     """The tensors of each model, without prefixes. All others must be known leftovers.
 
-    tensors: under SD 1.x's names. Raises CheckpointError, which says so if the file is of another
-    kind.
+    tensors: under SD 1.x's names. ema: the training averages as the UNet's tensors. Raises
+    CheckpointError, which says so if the file is of another kind.
     """
     leftovers: dict[str, int] = {}
+    averages = tensors
+    if ema:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("model_ema.")}
     if is_whole(tensors):
         tensors, leftovers = without_leftovers(tensors)
     kind, reason = kind_of_model({name: tensor.shape for name, tensor in tensors.items()})
@@ -157,6 +169,8 @@ def by_model(tensors: Tensors) -> dict[str, Tensors]:
             unknown.append(name)
         else:
             parts[part][name.removeprefix(PREFIXES[part])] = tensor
+    if ema:
+        parts["unet"] = training_averages(averages, parts["unet"])
     if unknown:
         raise CheckpointError(f"tensors that SD 1.x does not have: {shortened(unknown)}")
     if leftovers:
@@ -207,20 +221,19 @@ def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
-def warn_of_other_schedule(tensors: Tensors, path: Path) -> None:
-    """Warn if the file was trained on another schedule: minisd always uses that of SD 1.x."""
+def schedule_of(tensors: Tensors, path: Path) -> str:
+    """Which noise schedule the file was trained on, as far as it says so."""
     stored = tensors.get("alphas_cumprod")
-    if stored and stored.dtype in DTYPES:
-        abar = read_stored(path, stored).double().numpy()
-        if not np.isfinite(abar).all():
-            copy = "the file's copy of the noise schedule holds NaN or Inf"
-            warnings.warn(f"{copy}: minisd computes its own, SD 1.x's", stacklevel=3)
-        elif not np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3):  # wide enough for bfloat16
-            schedules = "the file's noise schedule is not SD 1.x's, but minisd uses SD 1.x's"
-            warnings.warn(schedules, stacklevel=3)
-    elif "ztsnr" in tensors:
-        trained = "the model was trained with zero terminal SNR, down to pure noise"
-        warnings.warn(f"{trained}, but minisd uses SD 1.x's schedule", stacklevel=3)
+    if stored is None or stored.dtype not in DTYPES or stored.shape != (1000,):
+        zero = "not SD 1.x's but one down to pure noise (zero terminal SNR)"
+        return zero if "ztsnr" in tensors else "not recorded"
+    abar = read_stored(path, stored).double().numpy()
+    if not np.isfinite(abar).all():
+        return "damaged: it holds NaN or Inf"
+    if "ztsnr" in tensors or abs(abar[-1]) < 1e-6:
+        return "not SD 1.x's but one down to pure noise (zero terminal SNR)"
+    is_usual = np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3)  # wide enough for bfloat16
+    return "SD 1.x's" if is_usual else "not SD 1.x's"
 
 
 def warn_of_zeros(models: dict[str, nn.Module]) -> None:

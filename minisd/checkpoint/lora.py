@@ -17,7 +17,7 @@ from torch import Tensor
 from minisd.checkpoint.diffusers_names import TEXT_ENCODER, unet_names_in_checkpoint
 from minisd.checkpoint.folder import parse_json, read_json
 from minisd.checkpoint.names import PREFIXES, Shapes
-from minisd.checkpoint.numbers import DTYPES, read_stored
+from minisd.checkpoint.numbers import DTYPES, INTEGERS, read_stored
 from minisd.checkpoint.tensors import READABLE, CheckpointError, StoredTensor, read_tensors
 
 # A part of a name -> the form that has it, in the order in which they are looked for.
@@ -32,7 +32,7 @@ OTHER_FORMS = {
     r"\.on_input$": "in the form IA3",
     r"\.lora_mid\.": "in the form LoCon with a third matrix (lora_mid)",
     r"\.(diff|diff_b|w_norm|b_norm)$": "with whole differences, a form of LyCORIS",
-    r"\.bias$|lora_embedding_[AB]": "with changes of biases or embeddings",
+    r"lora\w{,9}(\.\w{,9})?\.bias$|lora_embedding_[AB]": "with changes of biases or embeddings",
     r"^bundle_emb\.": "with textual inversions in it",
 }
 REMEDY = "minisd merges plain LoRA files for SD 1.x"
@@ -143,11 +143,14 @@ def check_shapes(module: str, group: dict[str, StoredTensor], shape: tuple[int, 
     if math.prod(shape[2:]) == 1:  # a matrix and a convolution of one pixel are the same
         inputs = {shape[1:2], (shape[1], 1, 1)}
     rank = down[:1]
-    if up not in ((*shape[:1], *rank), (*shape[:1], *rank, 1, 1)) or down[1:] not in inputs:
+    outputs = {(*shape[:1], *rank), (*shape[:1], *rank, 1, 1)}
+    if up not in outputs or down[1:] not in inputs or 0 in rank:
         wrong = f"{module[:100]} has the shapes {up} and {down}, which do not fit {shape}"
         raise CheckpointError(f"{wrong}: is it for another model?")
-    if "alpha" in group and math.prod(group["alpha"].shape) != 1:
-        raise CheckpointError(f"{module[:100]}.alpha has the shape {group['alpha'].shape}")
+    if "alpha" in group:
+        dtype, alpha_shape = group["alpha"][:2]
+        if math.prod(alpha_shape) != 1 or dtype not in DTYPES | INTEGERS:
+            raise CheckpointError(f"{module[:100]}.alpha has the shape {alpha_shape}, type {dtype}")
 
 
 def read_configs(
@@ -169,9 +172,12 @@ def read_configs(
     else:
         return {}
     for config in configs.values():
-        for key in ("use_dora", "use_rslora", "fan_in_fan_out"):
-            if config.get(key):
-                raise CheckpointError(f"this is a LoRA with {key}: {REMEDY}")
+        for key, value in config.items():  # use_dora, use_rslora, ...: other rules for the change
+            if value and (key.startswith("use_") or key in ("fan_in_fan_out", "lora_bias")):
+                raise CheckpointError(f"this is a LoRA with {key[:50]}: {REMEDY}")
+        if config.get("peft_type", "LORA") != "LORA":
+            kind = str(config["peft_type"])[:50]
+            raise CheckpointError(f"this is PEFT's {kind}, not LoRA: {REMEDY}")
     return configs
 
 

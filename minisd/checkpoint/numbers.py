@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from minisd.checkpoint.tensors import CheckpointError, StoredTensor
 
-CHUNK = 1 << 16  # numbers that are read and converted at a time; they fit the processor's cache
+# Numbers that are read and converted at a time. They fit the processor's cache, and are too few for
+# torch to use threads, which on a busy machine would wait for each other at every piece.
+CHUNK = 1 << 14
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# A matrix times a single vector is summed in an order that depends on the matrix's address: the same
-# weights in another file would give other bits. So tensors up to SMALL bytes get an address that is
-# a multiple of ALIGNMENT. SD 1.x uses larger ones with single vectors only at 64x64 pixels.
+# A matrix times a single vector is summed in an order that depends on the matrix's address: in
+# another file, the same weights would give other bits. So tensors up to SMALL bytes get an address
+# that is a multiple of ALIGNMENT. SD 1.x uses larger ones with single vectors only at 64x64 pixels.
 ALIGNMENT, SMALL = 64, 1 << 23
 INTEGERS = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -52,16 +54,22 @@ def read_numbers(
 ) -> Tensor:
     """A stored tensor in `dtype`: left in the mapped file if it can be, else copied and converted.
 
-    It can be left there if it has that dtype, and is large or well aligned.
+    It can be left there if it has that dtype, and is large or well aligned. Raises CheckpointError.
     """
     stored = DTYPES[tensor.dtype]
     n = tensor.nbytes // stored.itemsize
     alignment = ALIGNMENT if tensor.nbytes <= SMALL else stored.itemsize
     if stored == dtype and tensor.start % alignment == 0:
         flat = torch.frombuffer(mapped, dtype=stored, count=n, offset=tensor.start)
-    else:  # from the file, not from the map: touched pages of the map would count as memory too
-        flat = torch.empty(n, dtype=dtype)
-        file.seek(tensor.start)
+        return flat.as_strided(tensor.shape, tensor.stride).contiguous()
+    # From the file, not from the map: touched pages of the map would count as memory too.
+    flat = torch.empty(n, dtype=dtype)
+    file.seek(tensor.start)
+    if stored == dtype:
+        buffer = flat.view(torch.uint8).numpy()
+        if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+            raise CheckpointError("the file was cut short while it was read")
+    else:
         for chunk in flat.split(CHUNK):
             buffer = bytearray(file.read(len(chunk) * stored.itemsize))
             chunk.copy_(torch.frombuffer(buffer, dtype=stored))

@@ -14,6 +14,7 @@ from minisd.cli.commands import (
     explain,
     explore,
     img2img,
+    inspect,
     lab,
     prompt,
     recall,
@@ -43,6 +44,7 @@ MODULES = (
     explore,
     recall,
     lab,
+    inspect,
     convert,
     prompt,
 )

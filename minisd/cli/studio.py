@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minisd import fast
 from minisd.checkpoint import load
+from minisd.checkpoint.folder import weights_file
 from minisd.cli.messages import in_words, memory_for, visible
 from minisd.cli.model_files import find_model
 from minisd.cli.switches import Request
@@ -47,14 +48,15 @@ from minisd.stable_diffusion import StableDiffusion
 LOG = "minisd_log.txt"
 
 
-def load_model(name: str | None, device: str | None, dtype: str) -> StableDiffusion:
-    """The model that --model, --device and --dtype choose, set up for speed."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    path = find_model(name)
+def load_model(args: Any) -> StableDiffusion:
+    """The model that the switches of add_model_switches choose, set up for speed."""
+    device, dtype = args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.dtype
+    path, vae = find_model(args.model), find_model(args.vae)
     check_device(device)
     remedy = "--dtype bfloat16 needs half as much" if dtype == "float32" else "close other programs"
     with memory_for(f"to load {path or 'the model'} as {dtype}", remedy):
-        sd = load(path, device=device, dtype=getattr(torch, dtype))
+        parts = {"vae": vae, "ema": args.ema, "prediction": args.prediction}
+        sd = load(path, device=device, dtype=getattr(torch, dtype), **parts)
         if sd.native_size < 256:
             # Layers this small take less time than handing them to threads. One thread is as fast,
             # and on a busy machine many times faster.
@@ -67,10 +69,9 @@ def load_model(name: str | None, device: str | None, dtype: str) -> StableDiffus
     if sd.device.type == "cpu" and not fast.can_pack(sd):
         slow = f"this processor has no instructions for {dtype}"
         warnings.warn(f"{slow}: --dtype float32 is many times faster", stacklevel=2)
-    if sd.device.type == "cpu" and not fast.can_pack(sd):
-        slow = f"this processor has no instructions for {dtype}"
-        warnings.warn(f"{slow}: --dtype float32 is many times faster", stacklevel=2)
-    print(f"model: {sd.name} ({sd.path.name}), {dtype} on {sd.device}")
+    files = sd.path.name + (f" with the autoencoder {vae.name}" if vae else "")
+    files += " with its training averages" if sd.ema else ""
+    print(f"model: {sd.name} ({files}), {dtype} on {sd.device}")
     return sd
 
 
@@ -88,20 +89,21 @@ class Studio:
 
     def __init__(self, args: Any):
         """args: a namespace with what add_model_switches adds."""
-        self.model, self.device, self.dtype = args.model, args.device, args.dtype
+        self.args, self.dtype = args, args.dtype
         self.paths: list[Path] = []
         self.seeds: list[int] = []
         self.init_hashes: dict[str, str | None] = {}  # SHA-256 by the name of the file
 
     @cached_property
     def sd(self) -> StableDiffusion:
-        return load_model(self.model, self.device, self.dtype)
+        return load_model(self.args)
 
     @cached_property
     def checkpoint_hash(self) -> Future[str]:
         """The checkpoint's SHA-256, computed in the background: a large file takes seconds."""
         pool = ThreadPoolExecutor(1)
-        future = pool.submit(sha256, self.sd.path)
+        path = self.sd.path  # of a diffusers folder, the UNet's file counts
+        future = pool.submit(sha256, weights_file(path / "unet") if path.is_dir() else path)
         pool.shutdown(wait=False)
         return future
 

@@ -34,8 +34,11 @@ HELP = {
               "picture, -2 the one before"),
     "strength": ("X", "0..1: 0 keeps the init image, 1 almost ignores it (0.75)"),
     "mask": ("FILE", "inpainting: redraw where this picture is transparent, or where it is black "
-             "if it has no transparency. Without -M, redraw where the init image is transparent"),
-    "fit": (None, "scale the init image, up or down, to fit inside width x height (--no-fit: not)"),
+             "if it has no transparency. Without -M, redraw where the init image is transparent. "
+             "An alpha or grey of 250 or more, of 255, is kept; 5 or less is redrawn; values in "
+             "between change much less than in proportion. Of two greys, the lower is black"),
+    "fit": (None, "scale the init image, up or down, to fit inside width x height, with its "
+            "proportions as near as the multiples allow (--no-fit: not)"),
     "paste": (None, "inpainting: do not put the kept pixels back; show the decoder's picture "
               "(--paste: put them back)"),
     "variations": ("SEED:WEIGHT,...", "move the noise of -S towards the noise of these seeds"),
@@ -163,6 +166,12 @@ def add_model_switches(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", "--ckpt", metavar="FILE",
         help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
+    add("--vae", metavar="FILE",
+        help="take the autoencoder of this file, such as vae-ft-mse-840000-ema-pruned")  # fmt: skip
+    add("--ema", action="store_true",
+        help="take the training averages (model_ema.*) for the UNet")  # fmt: skip
+    add("--prediction", choices=["eps", "v"],
+        help="what the UNet was trained to predict (what the file says, else eps)")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if available)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
         help="arithmetic of the UNet and the autoencoder (float32)")  # fmt: skip

@@ -49,7 +49,8 @@ def compare(
         points = []
         for steps in STEPS:
             model = Recorder(predict_eps)
-            points.append((len(model.calls), rms(draw(sampler, model, steps) - reference)))
+            error = rms(draw(sampler, model, steps) - reference)
+            points.append((len(model.calls), error))
         yield name, points
 
 

@@ -1,10 +1,8 @@
 """Samplers, schedules and guidance rules beyond those of the core, by their names."""
 
 from minisd.more_samplers import schedules
-from minisd.more_samplers.brownian import BrownianPath, on_brownian_path
 from minisd.more_samplers.cfg_pp import ddim_cfg_pp, euler_cfg_pp
 from minisd.more_samplers.guarded_lms import k_lms_guarded
-from minisd.more_samplers.guidance_rules import GUIDANCE_RULES, guidance_rule
 from minisd.more_samplers.multistep import (
     deis,
     euler_ge,
@@ -56,7 +54,7 @@ FACTS: dict[str, Facts] = {
     "er_sde": Facts("ER SDE", 2, "0000", memory=True, normals=9, ddpm=False),
     "euler_ge": Facts("Gradient Estimation", 1, "0000", memory=True),
     "lcm": Facts("LCM", 0, "", normals=9, ddpm=False),
-    "restart": Facts("Restart", 2, "", calls=27, normals=1, ddpm=False, resumes=False),
+    "restart": Facts("Restart", 2, "", calls=25, normals=1, ddpm=False, resumes=False),
     "euler_cfg_pp": Facts("Euler CFG++", 1, "0000"),
     "ddim_cfg_pp": Facts("DDIM CFG++", 1, "0000", normals=10),
 }

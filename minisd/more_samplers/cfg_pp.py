@@ -27,6 +27,11 @@ def ddim_cfg_pp(
     Step.eps is the guided one. With eta > 0 it draws noise at every step, as `ddim` does.
     """
     check_eta(eta, generator)
+    guidance = getattr(predict_eps, "guidance", 1)
+    if isinstance(guidance, int | float) and guidance > 2:
+        warnings.warn(
+            f"CFG++ expects a guidance of 0 to 1, such as 0.6, not {guidance}", stacklevel=2
+        )
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps_uncond, eps = both_and_guided(predict_eps, x, sigma)
         down, up = ancestral_step(sigma, sigma_next, eta)

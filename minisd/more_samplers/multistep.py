@@ -65,9 +65,9 @@ def unified_step(
 ) -> Tensor:
     """From x at sigma to sigma_next, with the x0 at sigma first among the nodes.
 
-    It is the predictor, or the corrector if the nodes include that of sigma_next. The weights a_m of
-    (x0_m - x0) / r_m solve sum over m of a_m r_m^(n - 1) = n! h phi_(n + 1)(-h) / B for all n. A
-    single weight is 1/2 (the paper's section 3.3). B is h or 1 - e^-h, because x0 is predicted.
+    It is the predictor, or the corrector if the nodes include that of sigma_next. The weights a_m
+    of (x0_m - x0) / r_m solve sum over m of a_m r_m^(n - 1) = n! h phi_(n + 1)(-h) / B for all n.
+    A single weight is 1/2 (the paper's section 3.3). B is h or 1 - e^-h, because x0 is predicted.
     """
     h = log(sigma / sigma_next)
     b = h if variant == "bh1" else -expm1(-h)
@@ -85,9 +85,7 @@ def unified_step(
     return x_next
 
 
-def deis(
-    predict_eps: PredictEps, x: Tensor, sigmas: list[float], order: int = 3
-) -> Iterator[Step]:
+def deis(predict_eps: PredictEps, x: Tensor, sigmas: list[float], order: int = 3) -> Iterator[Step]:
     """DEIS: integrate the polynomial in log(sigma) through the last `order` slopes over the step.
 
     Zhang & Chen 2022, equation 15, in the variable of diffusers' DEISMultistepScheduler. k_lms has
@@ -132,20 +130,20 @@ def deis_weights(sigmas: list[float], i: int, order: int) -> list[float]:
 
 
 def ipndm(
-    predict_eps: PredictEps, x: Tensor, sigmas: list[float], order: int = 4
+    predict_eps: PredictEps, x: Tensor, sigmas: list[float], max_order: int = 4
 ) -> Iterator[Step]:
-    """Improved PNDM: average the last slopes as if all steps had one length, from the first step on.
+    """Improved PNDM: average the last slopes as if all steps had one length.
 
     Zhang & Chen 2022, equation 20; Liu et al. 2022. It is `plms` without the Heun step at the
     start. The order is only 2, because no schedule here is even in sigma. With weights for uneven
     steps (ComfyUI's ipndm_v) it would be k_lms.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"the order of ipndm must be 1, 2, 3 or 4, not {order}")
+    if max_order not in (1, 2, 3, 4):
+        raise ValueError(f"the max_order of ipndm must be 1, 2, 3 or 4, not {max_order}")
     slopes: list[Tensor] = []  # newest first
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         eps = predict_eps(x, sigma)
-        slopes = [eps, *slopes][:order]
+        slopes = [eps, *slopes][:max_order]
         slope = eps
         if len(slopes) > 1 and sigma_next > 0:
             weights = PLMS_WEIGHTS[len(slopes)]

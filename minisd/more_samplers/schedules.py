@@ -61,7 +61,7 @@ def ddim_uniform(steps: int) -> list[float]:
 
 
 def simple(steps: int) -> list[float]:
-    """Sigmas at every (1000 / steps)-th timestep, rounded down, from 999; then 0. ComfyUI: simple."""
+    """Sigmas at t = 999 - floor(i * 1000 / steps), then 0. AUTOMATIC1111 and ComfyUI: simple."""
     if check_steps(steps) > 1000:
         raise ValueError(f"the simple schedule can have 1 to 1000 steps, not {steps}")
     return [float(SIGMAS[999 - i * 1000 // steps]) for i in range(steps)] + [0.0]
@@ -86,9 +86,9 @@ def beta(steps: int, alpha: float = 0.6) -> list[float]:
     Lee et al. 2024 (arXiv 2407.12173), in timesteps as in the paper and ComfyUI. Where rounding
     would repeat a timestep (from about 100 steps on), none is rounded.
     """
-    shares = np.linspace(1, 0, check_steps(steps), endpoint=False)
+    shares = 1 - np.linspace(0, 1, check_steps(steps), endpoint=False)
     timesteps = 999 * beta_quantiles(shares, alpha)
-    rounded = np.rint(timesteps)
+    rounded = np.rint(np.round(timesteps, 9))  # 499.5, computed to 1e-13, becomes 500
     distinct = len(set(rounded)) == steps
     return [t_to_sigma(t) for t in (rounded if distinct else timesteps)] + [0.0]
 
@@ -96,7 +96,7 @@ def beta(steps: int, alpha: float = 0.6) -> list[float]:
 def beta_a1111(steps: int, alpha: float = 0.6) -> list[float]:
     """The same quantiles in sigma, from 14.61 to 0.0292; then 0. AUTOMATIC1111: beta."""
     low, high = float(SIGMAS[0]), float(SIGMAS[-1])
-    shares = np.linspace(1, 0, check_steps(steps))
+    shares = 1 - np.linspace(0, 1, check_steps(steps))
     return [float(low + x * (high - low)) for x in beta_quantiles(shares, alpha)] + [0.0]
 
 
@@ -125,7 +125,7 @@ def beta_quantiles(shares: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
-    """1 - sigma / 14.61 rises linearly to `threshold` in half of the steps, then quadratically to 1.
+    """1 - sigma / 14.61 rises linearly to `threshold` in half of the steps, then as a parabola.
 
     ComfyUI: linear_quadratic, from Genmo's Mochi. Half of the steps stay above 14.2.
     """

@@ -64,9 +64,9 @@ def dpmpp_2m_sde(
     """DPM-Solver++(2M) for the SDE; with eta 0 it is DPM-Solver++(2M) itself.
 
     k-diffusion: sample_dpmpp_2m_sde; Lu et al. 2022 (DPM-Solver++), equation 19 and appendix D.
-    With l = (1 + eta) h and h the step's length in lambda, it is the exact solution for constant x0,
-    x = sigma_next / sigma * e^(-eta h) x + (1 - e^-l) x0 + noise, plus a term for x0's slope: as at
-    the middle of the step (solver midpoint), or integrated exactly (solver heun).
+    With l = (1 + eta) h and h the step's length in lambda, it is the exact solution for constant
+    x0, e^-l x + (1 - e^-l) x0 + noise, and a term for x0's slope: as at the middle of the step
+    (solver midpoint), or integrated exactly (solver heun).
     """
     check_eta(eta, generator)
     if solver not in ("midpoint", "heun"):

@@ -19,7 +19,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
         return image
     opened = image.convert("RGBA" if image.has_transparency_data else "RGB")
     rgb = converted(image, opened.convert("RGB"), profile)
-    return Image.merge(opened.mode, [*rgb.split(), *opened.split()[3:]])
+    merged = Image.merge(opened.mode, [*rgb.split(), *opened.split()[3:]])
+    merged.info.pop("icc_profile", None)
+    return merged
 
 
 def converted(image: Image.Image, rgb: Image.Image, profile: bytes) -> Image.Image:

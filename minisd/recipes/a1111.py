@@ -23,7 +23,6 @@ OWN_PROMPT = "minisd prompt"  # the key of a prompt that has no form in AUTOMATI
 PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 EXTRA_NETWORK = re.compile(r"\s*<\w+:[^<>]+>")
 PROGRAM_KEYS = ("App", "Version")
-MODEL_SCHEDULES = ("", "automatic", "uniform", "normal", "simple")  # names for even timesteps
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -122,13 +121,14 @@ def read_settings(values: Mapping[str, str], ours: bool) -> tuple[dict[str, Any]
     for key, name in FIELDS.items():
         if key in left:
             read_field(name, key, left.pop(key))
-    sampler, schedule = left.pop("Sampler", "LMS"), left.pop("Schedule type", "").lower()
-    for name in SCHEDULES:
-        if sampler.lower().endswith(f" {name}"):
-            sampler, schedule = sampler[: -len(name) - 1], name
+    sampler, schedule = left.pop("Sampler", "LMS"), left.pop("Schedule type", "Automatic")
+    for name in ("Karras", "Exponential"):  # older versions wrote it behind the sampler
+        if sampler.endswith(f" {name}"):
+            sampler, schedule = sampler.removesuffix(f" {name}"), name
     fields["sampler"] = sampler
-    if schedule not in MODEL_SCHEDULES:
-        fields["schedule"] = schedule
+    if schedule != "Automatic":
+        name = schedule.lower().replace(" ", "_")
+        fields["schedule"] = f"{name}_a1111" if f"{name}_a1111" in SCHEDULES else name
     if match := re.fullmatch(r"(\d+)x(\d+)", left.get("Size", "")):
         del left["Size"]
         read_field("width", "Size", match[1])

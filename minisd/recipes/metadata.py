@@ -33,15 +33,14 @@ OTHER_TEXTS = {
     "invokeai_graph": "it is a picture of InvokeAI 3 or later, which minisd does not read",
     "Comment": "it has a comment, as NovelAI writes it, which minisd does not read",
 }
-# Samplers of other programs that minisd does not have, by a part of the name, and the nearest one.
+# For samplers that minisd does not have: a part of the name, and the sampler to take instead.
 NEAREST = (
     ("sde|2s", "k_dpmpp_2_a"),
     ("unipc|deis|dpmpp|dpmsolver|dpmfast|dpmadaptive", "k_dpmpp_2"),
     ("ddim", "ddim"),
-    ("pndm|plms", "plms"),
-    ("heun|restart", "k_heun"),
+    ("pndm", "plms"),
+    ("heun", "k_heun"),
     ("lms", "k_lms"),
-    ("dpm2.*a", "k_dpm_2_a"),
     ("dpm2", "k_dpm_2"),
     ("eulera|ddpm|lcm", "k_euler_a"),
     ("", "k_euler"),
@@ -222,7 +221,7 @@ def to_recipe(chunks: Mapping[str, str], source: str, folder: Path) -> Recipe:
     try:
         if "Dream" in chunks or "sd-metadata" in chunks:
             reading = read_invokeai(chunks)
-        elif "parameters" in chunks and not chunks["parameters"].startswith("{"):
+        elif "parameters" in chunks:
             reading = Reading(*a1111.read(chunks["parameters"]))
         elif names := [name for name in OTHER_TEXTS if name in chunks]:
             raise ValueError(OTHER_TEXTS[names[0]])
@@ -259,6 +258,8 @@ def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not is_same:
             name = kept["sampler"]
             notes.append(f"the sampler {sampler[:60]} is not here: the nearest, {name}, is used")
+            if kept.pop("options", None):
+                notes.append("its options were left out")
     schedule = kept.get("schedule")
     if schedule is not None and schedule not in SCHEDULES:
         del kept["schedule"]

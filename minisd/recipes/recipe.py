@@ -30,10 +30,8 @@ from minisd.stable_diffusion import StableDiffusion
 from minisd.txt2img import txt2img
 
 INIT_IMAGE = "INIT_IMAGE"  # stands for a file, in the recipe of a picture that does not name it
-# [from:to:when], [words:when], [one|other], AND, BREAK, <lora:name:weight>
-A1111_SYNTAX = re.compile(
-    r"\[[^][]*[^][\d]:\s*[\d.]+\s*\]|\[[^][]*\|[^][]*\]|\b(AND|BREAK)\b|<\w+:[^<>]+>"
-)
+# [from:to:when], [words:when], [one|other], AND, BREAK
+A1111_SYNTAX = re.compile(r"\[[^][]*[^][\d]:\s*[\d.]+\s*\]|\[[^][]*\|[^][]*\]|\b(AND|BREAK)\b")
 
 
 @dataclass(frozen=True)
@@ -154,9 +152,10 @@ class Job:
         return self.mask is not None
 
     def describe_mask(self) -> str:
-        """A line on how much of the picture is redrawn."""
-        share = "100 %" if self.mask is None else share_redrawn(self.mask)
-        return f"inpainting: {share} of the picture is redrawn"
+        """A line on how much an inpainting redraws; empty if the job does not inpaint."""
+        if self.mask is None:
+            return ""
+        return f"inpainting: {share_redrawn(self.mask)} of the picture is redrawn"
 
     def draw(self, observe: Observer | None = None) -> Result:
         recipe = self.recipe

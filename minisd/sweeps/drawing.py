@@ -105,6 +105,10 @@ def shared_settings(job: Job, model: Model) -> dict[str, Any]:
     }
     if job.mask is not None:
         settings["mask"] = picture_hash(job.mask)
+    if job.sd.vae_path is not None:
+        settings["vae"] = job.sd.vae_path.name
+    if job.sd.ema:
+        settings["ema"] = True
     for name in ("negative_prompt", "paste", "normalize", "variations", "options"):
         if (value := getattr(recipe, name)) != getattr(plain, name):
             settings[name] = repr(value)

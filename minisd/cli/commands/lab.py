@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from minisd.cli import switches
+from minisd.cli.model_files import find_model
 from minisd.cli.studio import load_model
 from minisd.figures.svg import Curves
 from minisd.files import check_file, open_folder, write_named
@@ -83,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(guidance, str):
         guidance = lookup("guidance rule", guidance, {})
 
+    if others:
+        find_model(args.model)
+
     if page_file:
         open_folder(page_file.parent)
     theory = theory_of(args.sampler, options)
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         samplers = without_noise({name: sampler} | others)
         # With --json, standard output holds the JSON alone.
         with redirect_stdout(sys.stderr) if args.json else nullcontext():
-            sd = load_model(args.model, args.device, args.dtype)
+            sd = load_model(args)
             settings = (args.prompt, guidance, schedule, args.seed, args.reference)
             curves = dict(compare(sd, samplers, *settings))
             print("\n" + table(curves, args.reference))

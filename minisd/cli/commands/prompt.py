@@ -139,9 +139,9 @@ def checked(line: str) -> str:
     for char in line:
         category = unicodedata.category(char)
         if category == "Cs":  # Python's sign for a byte that is not UTF-8
-            raise ValueError("it is not UTF-8: save or type it as UTF-8")
+            raise ValueError("the line is not UTF-8 (a list of lines must be saved as UTF-8)")
         if category == "Cc" and char != "\t":
-            raise ValueError(f"it has the control character {char!r}: remove it")
+            raise ValueError(f"the line has the control character {char!r}: remove it")
     return line
 
 
