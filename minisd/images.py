@@ -42,7 +42,7 @@ def read_image(path: str | Path) -> Image.Image:
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-        raise ValueError(f"{path} is too large: it has {limit}") from None
+        raise ValueError(f"{path} is too large: it has {limit}; scale it down first") from None
     except (SyntaxError, ValueError, EOFError, OSError) as error:
         if getattr(error, "filename", None):  # missing, not permitted, or a folder
             raise
@@ -63,11 +63,11 @@ def from_array(values: np.ndarray) -> Image.Image:
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether any pixel of an RGB or RGBA picture is, at least a little: its alpha is below 250."""
-    return image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < OPAQUE
+    return image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < OPAQUE).any())
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Lanczos for each colour, so that hidden colours stay; averages for alpha: they do not ring."""
+    """Lanczos for each colour, so that hidden colours stay; for alpha means, which do not ring."""
     filters = [Image.Resampling.LANCZOS] * 3 + [Image.Resampling.BOX]
     bands = [band.resize(size, kind) for band, kind in zip(image.split(), filters)]
     return Image.merge(image.mode, bands)
@@ -93,6 +93,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_pils(images: Tensor) -> list[Image.Image]:
     """(B, 3, H, W), about in [-1, 1] -> RGB, truncated to 8 bits as CompVis does."""
+    if not images.isfinite().all():
+        raise ValueError("the picture is not finite (NaN or Inf): load the model as float32?")
     values = ((images.float() + 1) / 2).clamp(0, 1) * 255
     pixels = values.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()  # (B, H, W, 3)
     return [Image.fromarray(rows) for rows in pixels]

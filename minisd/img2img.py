@@ -38,7 +38,7 @@ def img2img(
     schedule: str | Schedule | None = None,
     guidance: float | str | GuidanceRule = 7.5,
     seed: int | Sequence[int] | None = None,
-    negative_prompt: str | Tensor = "",
+    negative_prompt: str | Tensor | None = "",
     noise: Tensor | None = None,
     observe: Observer | None = None,
 ) -> Result:

@@ -62,7 +62,7 @@ def inpaint(
     schedule: str | Schedule | None = None,
     guidance: float | str | GuidanceRule = 7.5,
     seed: int | Sequence[int] | None = None,
-    negative_prompt: str | Tensor = "",
+    negative_prompt: str | Tensor | None = "",
     noise: Tensor | None = None,
     paste: bool = True,
     observe: Observer | None = None,

@@ -4,12 +4,14 @@ import operator
 import random
 import runpy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +28,7 @@ class Result:
     """What a run gives. A list of seeds gives a picture each: use the plurals."""
 
     images: list[Image.Image]
-    latent: Tensor  # (B, 4, h, w), the final latents, scaled as vae.encode scales them
+    latent: Tensor = field(repr=False)  # (B, 4, h, w), the final ones, scaled as by vae.encode
     seeds: list[int]
 
     @property
@@ -36,6 +38,10 @@ class Result:
     @property
     def seed(self) -> int:
         return self.seeds[0]
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the pictures, side by side."""
+        return Image.fromarray(np.hstack(self.images))._repr_png_()
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ def choose(
     if schedule is None:
         schedule = default_schedule(sampler)
     rule = lookup("guidance rule", guidance, {}) if isinstance(guidance, str) else guidance
+    if not callable(rule) and not np.isfinite(rule):
+        raise ValueError(f"guidance must be a finite number, not {rule}")
     sample = lookup("sampler", sampler, SAMPLERS)
     return sample, lookup("schedule", schedule, SCHEDULES), rule
 
@@ -94,7 +102,8 @@ def lookup(kind: str, name: str | Callable[..., Any], table: Mapping[str, Any]) 
     path, _, function_name = name.rpartition(":")
     if not path.endswith(".py"):
         known = ", ".join([*table, "FILE.py:FUNCTION"])
-        raise ValueError(f"there is no {kind} named {name!r}; choose from {known}")
+        hint = "".join(f" (did you mean {x}?)" for x in get_close_matches(name, table, 1))
+        raise ValueError(f"there is no {kind} named {name!r}; choose from {known}{hint}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -134,12 +143,10 @@ def remaining(schedule: Schedule, steps: int, strength: float = 1.0) -> list[flo
 def doubts(sigmas: list[float]) -> list[str]:
     """What may spoil a picture that is drawn on this schedule, a sentence each."""
     low, high = float(SIGMAS[0]), float(SIGMAS[-1])
-    notes = []
     # Published lists are rounded, to 14.615 and 0.029: 1 % is less than a step of the training.
     outside = [sigma for sigma in sigmas if sigma and not 0.99 * low < sigma < 1.01 * high]
-    if outside:
-        trained = f"the network was trained on {low:.4f} to {high:.2f}"
-        notes.append(f"the schedule has the noise level {outside[0]:.6g}, but {trained}")
+    trained = f"the network was trained on {low:.4f} to {high:.2f}"
+    notes = [f"the schedule has the noise level {s:.6g}, but {trained}" for s in outside[:1]]
     if sigmas[0] < 3.9:  # the network expects more than a quarter of picture in its input
         start = f"the schedule starts at sigma {sigmas[0]:.2f}, far from pure noise"
         notes.append(f"{start}: use more steps, or the schedule model")
@@ -152,12 +159,13 @@ def seeded(seed: int | Sequence[int] | None) -> tuple[list[torch.Generator], lis
     """A generator for each image, on the CPU: a seed is the same noise on all devices."""
     if seed is None:
         seed = random.SystemRandom().randrange(2**32 - 1)
-    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed)]
-    for n in seeds:
-        if not 0 <= n < 2**32:  # torch accepts more, and ignores all bits above the 32nd
-            raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {n}")
-    if not seeds:
-        raise ValueError("the list of seeds is empty")
+    try:
+        seeds = [operator.index(n) for n in (seed if isinstance(seed, Iterable) else [seed])]
+    except TypeError:
+        seeds = []
+    if not seeds or not all(0 <= n < 2**32 for n in seeds):  # torch would ignore higher bits
+        text = f"{seed!r}: it is a whole number, or a list of them"
+        raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {text}")
     return [torch.Generator("cpu").manual_seed(n) for n in seeds], seeds
 
 

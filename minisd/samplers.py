@@ -18,20 +18,19 @@ In sigma space, x = x0 + sigma * noise, the slope of x over sigma is eps (Karras
 equation 1). The papers of DDIM and DPM-Solver use x / sqrt(1 + sigma^2) and lambda = -log(sigma).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import expm1, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 PredictEps = Callable[[Tensor, float], Tensor]
 Sampler = Callable[..., Iterator["Step"]]
-NoiseSource = Callable[[Tensor, float, float], Tensor]  # (x, sigma, sigma_next) -> noise
-# A list holds one generator for each image.
-Rng = torch.Generator | Sequence[torch.Generator] | NoiseSource | None
+# A list holds one generator for each image; a function is (x, sigma, sigma_next) -> noise.
+Rng = torch.Generator | Sequence[torch.Generator] | Callable[[Tensor, float, float], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,7 @@ def ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, 
 
 
 def fresh_noise(x: Tensor, generator: Rng, sigma: float = 0, sigma_next: float = 0) -> Tensor:
-    """Normal noise of x's shape, drawn on the CPU; for a list of generators, each image's own.
-
-    A function in place of the generator gets the levels of the step: see more_samplers/brownian.py.
-    """
+    """Normal noise of x's shape, drawn on the CPU; for a list of generators, each image's own."""
     if callable(generator):
         return generator(x, sigma, sigma_next)
     if generator is None:  # torch would take the global one, and no seed would give the noise again
@@ -315,13 +311,10 @@ class Facts(NamedTuple):
     order: int  # the error falls with steps^-order, once fresh noise is switched off
     degrees: str  # a digit each for steps 1 to 4: up to which k it integrates eps = sigma^k exactly
     memory: bool = False  # whether it uses slopes of earlier steps
-    calls: int = 10  # of the network in 10 steps of which the last goes to sigma 0
+    calls: int | None = 10  # of the network in 10 steps, the last of them to sigma 0
     normals: int = 0  # draws of fresh noise in these 10 steps, if eta is above 0
     uneven_order: int | None = None  # the order where long and short steps alternate, if it differs
-    weak_order: int | None = None  # of the distribution of results with fresh noise, if it differs
-    corrects: bool = False  # whether a corrector adds one to the order that the sampler is given
-    ddpm: bool = True  # whether its fresh noise is eta times DDPM's
-    resumes: bool = True  # whether a run from the middle is the end of a whole run
+    more: Mapping[str, Any] = {}  # other fields of minisd.lab's Theory, if they differ
 
 
 TEN = (k_lms, ddim, plms, k_euler, k_euler_a, k_heun, k_dpm_2, k_dpm_2_a, k_dpmpp_2, k_dpmpp_2_a)

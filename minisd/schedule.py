@@ -76,9 +76,8 @@ def start_index(steps: int, strength: float) -> int:
     Strength 0 runs none, 1 runs all. The product is rounded first, because 0.58 * 50 is 28.99...
     """
     if not 0 <= strength <= 1:
-        raise ValueError(
-            f"strength must be between 0 (keep the image) and 1 (ignore it), not {strength}"
-        )
+        limits = "between 0 (keep the image) and 1 (ignore it)"
+        raise ValueError(f"strength must be {limits}, not {strength}")
     return check_steps(steps) - math.floor(round(steps * strength, 9))
 
 
@@ -98,8 +97,7 @@ def levels_of(schedule: Schedule, steps: int) -> list[float]:
         raise ValueError(f"a schedule must return a list of numbers, not {text:.60}") from None
     if len(levels) != steps + 1:
         raise ValueError(f"{steps} steps need {steps + 1} noise levels, not {len(levels)}")
-    for sigma, sigma_next in pairwise(levels):
-        if not math.inf > sigma > sigma_next >= 0:
-            pair = f"{sigma_next:g} follows {sigma:g}"
-            raise ValueError(f"a schedule's noise levels must fall, to 0 or above: {pair}")
+    for a, b in pairwise(levels):
+        if not math.inf > a > b >= 0:
+            raise ValueError(f"noise levels must fall, to 0 or above, but {b:g} follows {a:g}")
     return levels

@@ -41,8 +41,8 @@ class StableDiffusion:
     vae_path: Path | None = None  # the file of an autoencoder in place of the checkpoint's own
     ema: bool = False  # whether the UNet has the training averages of its weights
 
-    def text_states(self, prompt: str | Tensor) -> Tensor:
-        """(1, 77, C) float32, what the UNet reads of a prompt. Text states stay as they are."""
+    def text_states(self, prompt: str | Tensor | None) -> Tensor:
+        """(1, 77, C) float32, what the UNet reads of a prompt (None: ""). States stay the same."""
         if isinstance(prompt, Tensor):
             return prompt
-        return self.text_encoder(self.tokenizer([prompt]))
+        return self.text_encoder(self.tokenizer([prompt or ""]))

@@ -27,18 +27,14 @@ class Tokenizer:
         ends = ["<|startoftext|>", "<|endoftext|>"]
         words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), *ends]
         vocabulary = {word: i for i, word in enumerate(words)}
-        self.bpe = tokenizers.Tokenizer(
-            models.BPE(vocabulary, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"),
-        )
-        self.bpe.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        self.bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        bpe = models.BPE(vocabulary, merges, unk_token=ends[1], end_of_word_suffix="</w>")
+        self.bpe = tokenizers.Tokenizer(bpe)
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        steps = [normalizers.NFC(), spaces, normalizers.Lowercase()]
+        self.bpe.normalizer = normalizers.Sequence(steps)
+        split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+        to_symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self.bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_symbols])
         self.bpe.decoder = decoders.ByteLevel()
         # Normalized: OpenAI's lower-cases the text first, and then looks for these.
         self.bpe.add_special_tokens([AddedToken(word, normalized=True) for word in ends])
@@ -58,10 +54,9 @@ class Tokenizer:
         """
         kept, cut = ids[: LENGTH - 2], ids[LENGTH - 2 :]
         if cut:
-            lost = self.words(cut)
-            warnings.warn(
-                f"the prompt is {len(cut)} tokens too long; cut off: {lost!r}", stacklevel=3
-            )
+            lost = self.words(cut[:25]) + (" ..." if len(cut) > 25 else "")
+            note = f"the text is {len(cut)} tokens too long; cut off: {lost!r}"
+            warnings.warn(note, stacklevel=3)
         return [START, *kept] + [END] * (LENGTH - 1 - len(kept))
 
     def __call__(self, prompts: list[str]) -> Tensor:

@@ -36,7 +36,7 @@ def txt2img(
     schedule: str | Schedule | None = None,
     guidance: float | str | GuidanceRule = 7.5,
     seed: int | Sequence[int] | None = None,
-    negative_prompt: str | Tensor = "",
+    negative_prompt: str | Tensor | None = "",
     noise: Tensor | None = None,
     observe: Observer | None = None,
 ) -> Result:
@@ -46,7 +46,7 @@ def txt2img(
     Encoded event, and Noised has an x0 of zeros. (img2img at strength 1 is not quite the same: 7 %
     of the image's amplitude remain.)
     """
-    width, height = width or sd.native_size, height or sd.native_size
+    width, height = (sd.native_size if side is None else side for side in (width, height))
     if min(width, height) < 1 or width % sd.multiple or height % sd.multiple:
         sides = f"multiples of {sd.multiple} for this model"
         raise ValueError(f"width and height must be {sides}, not {width}x{height}")

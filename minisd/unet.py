@@ -71,9 +71,8 @@ SD1 = Table(
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """(B,) timesteps -> (B, width): cosines, then sines, of t at frequencies from 1 to 1/10000."""
-    frequencies = torch.exp(
-        -math.log(10000) / (width // 2) * torch.arange(width // 2, device=t.device)
-    )
+    i = torch.arange(width // 2, device=t.device)
+    frequencies = torch.exp(-math.log(10000) / (width // 2) * i)
     angles = t.float()[:, None] * frequencies  # (B, width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, width)
 

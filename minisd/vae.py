@@ -1,5 +1,4 @@
-"""The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w), with h = H / 8 in SD
-1.x.
+"""The autoencoder: pictures (B, 3, H, W) in [-1, 1] <-> latents (B, 4, h, w); SD 1.x: h = H / 8.
 
 Attribute names are the checkpoint's keys after `first_stage_model.` CompVis:
 ldm/modules/diffusionmodules/model.py. Every GroupNorm has eps 1e-6; in the UNet's residual blocks
@@ -16,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.attention import attention
+from minisd.unet import Upsample
 
 SCALE = 0.18215  # scales latents to variance 1, which the noise levels are defined for
 
@@ -65,15 +65,6 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, h/2, w/2)
 
 
-class Upsample(nn.Module):
-    def __init__(self, c: int):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2h, 2w)
-
-
 def level(c_in: int, c_out: int, blocks: int, **resize: nn.Module) -> nn.Sequential:
     """Residual blocks at one resolution, then a change of the resolution if one is given."""
     widths = [c_in, *[c_out] * blocks]
@@ -84,9 +75,8 @@ def level(c_in: int, c_out: int, blocks: int, **resize: nn.Module) -> nn.Sequent
 def middle(c: int) -> nn.Sequential:
     """Residual blocks and attention at the lowest resolution; shapes stay as they are."""
     block_1, attn_1, block_2 = ResnetBlock(c, c), AttnBlock(c), ResnetBlock(c, c)
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](block_1=block_1, attn_1=attn_1, block_2=block_2)
-    )
+    layers = OrderedDict[str, nn.Module](block_1=block_1, attn_1=attn_1, block_2=block_2)
+    return nn.Sequential(layers)
 
 
 class Encoder(nn.Module):

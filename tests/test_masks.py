@@ -323,5 +323,5 @@ def test_variants_keep_what_was_kept(folder, own):
         assert np.array_equal(image[HOLE > 0], np.asarray(DRAWING)[HOLE > 0])
     assert (images[1] != images[2])[HOLE == 0].mean() > 0.5
     assert main(["img2img", "--from", str(drawn(folder)[1]), "-o", "again"]) == 0
-    (again,) = (folder / "again").glob("*.png")
-    assert np.array_equal(np.asarray(Image.open(again)), images[1])
+    (repeated,) = (folder / "again").glob("*.png")
+    assert np.array_equal(np.asarray(Image.open(repeated)), images[1])

@@ -418,9 +418,9 @@ def test_the_text_alone_gives_the_same_settings():
     other = {"schedule": "karras", "sampler": "k_dpmpp_2_a", "negative_prompt": "smoke (grey)"}
     recipe = replace(recipe, **other)
     text = texts(recipe, (64, 96), MODEL, "ab" * 32)["parameters"]
-    again = minisd.read_recipe(text)
-    assert again.full_prompt == recipe.full_prompt
+    repeated = minisd.read_recipe(text)
+    assert repeated.full_prompt == recipe.full_prompt
     for field in ("strength", "steps", "seed", "schedule", "sampler", "guidance"):
-        assert getattr(again, field) == getattr(recipe, field), field
-    assert (again.width, again.height, again.image) == (64, 96, "INIT_IMAGE")
-    assert again.notes == ("the text does not name the init image: give it with -I",)
+        assert getattr(repeated, field) == getattr(recipe, field), field
+    assert (repeated.width, repeated.height, repeated.image) == (64, 96, "INIT_IMAGE")
+    assert repeated.notes == ("the text does not name the init image: give it with -I",)

@@ -10,10 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import minisd
 from minisd import more_samplers
+from minisd.cli.main import main
 from minisd.guidance import Guided
 from minisd.lab.certificate import certify, theory_of
 from minisd.lab.exact import Mixture, as_sd
@@ -29,6 +31,7 @@ from minisd.more_samplers.guidance_rules import (
     plain,
     rescale,
 )
+from minisd.more_samplers.schedules import align_your_steps_a1111, beta_quantiles
 from minisd.samplers import FACTS, SAMPLERS, k_dpmpp_2, k_euler, k_heun
 from minisd.schedule import SCHEDULES, karras, levels_of, model
 
@@ -329,7 +332,6 @@ def test_cfg_pp_in_inpainting_keeps_what_is_kept(tiny):
 HERE = {
     "a1.beta": "beta_a1111",
     "a1.kl_optimal": "kl_optimal_a1111",
-    "a1.align_your_steps": "align_your_steps_a1111",
     "a1.ddim": "ddim_uniform",
 }
 
@@ -337,7 +339,10 @@ HERE = {
 @pytest.mark.parametrize("case", [name for name in VALUES if ".schedule." in name])
 def test_schedules_are_those_of_the_original_programs(case):
     program, _, name, steps = case.split(".")
-    sigmas = SCHEDULES[HERE.get(f"{program}.{name}", name)](int(steps))
+    schedule = SCHEDULES[HERE.get(f"{program}.{name}", name)]
+    if (program, name) == ("a1", "align_your_steps"):
+        schedule = align_your_steps_a1111
+    sigmas = schedule(int(steps))
     assert sigmas == pytest.approx(VALUES[case].tolist(), rel=2e-5, abs=0)
 
 
@@ -369,8 +374,6 @@ def test_trailing_is_diffusers_spacing():
 
 def test_beta_quantiles_are_scipys():
     from scipy import stats
-
-    from minisd.more_samplers.schedules import beta_quantiles
 
     shares = np.linspace(0, 1, 101)
     for alpha in (0.6, 1.0, 2.5):
@@ -507,6 +510,35 @@ def test_a_rule_draws_a_picture(tiny):
     ]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2])
+
+
+def test_rules_on_the_command_line(tmp_path, capsys, tiny_path):
+    """The rule is in the picture's recipe, which draws the same picture again."""
+    words = ["-s", "2", "-S", "1", "-C", "5", "-W", "64", "-H", "64", "--model", str(tiny_path)]
+    for rule, folder in (("apg", "a"), ("plain", "b"), (None, "c")):
+        switch = ["--guidance-rule", rule] if rule else []
+        assert main(["txt2img", "fire", *words, *switch, "-o", str(tmp_path / folder)]) == 0
+    pixels = {}
+    for folder in "abc":
+        (path,) = (tmp_path / folder).glob("*.png")
+        pixels[folder] = Image.open(path).tobytes()
+    assert pixels["b"] == pixels["c"] != pixels["a"]
+    (path,) = (tmp_path / "a").glob("*.png")
+    recipe = minisd.read_recipe(path)
+    assert (recipe.guidance_rule, recipe.guidance) == ("apg", 5.0)
+    assert "--guidance-rule apg" in recipe.command()
+    assert recipe.draw(minisd.load(tiny_path)).image.tobytes() == pixels["a"]
+    assert main(["txt2img", "fire", *words, "--guidance-rule", "agp"]) == 2
+    assert "there is no guidance rule named 'agp'; choose from plain" in capsys.readouterr().err
+
+
+def test_a_picture_names_no_rule_to_run():
+    from minisd.recipes.metadata import usable
+
+    kept, notes = usable({"prompt": "x", "guidance_rule": "mine.py:rule"})
+    assert "guidance_rule" not in kept and "mine.py:rule, which is not run" in notes[0]
+    kept, notes = usable({"prompt": "x", "guidance_rule": "secret"})
+    assert "guidance_rule" not in kept and "the guidance rule secret is not here" in notes[0]
 
 
 # ---- Brownian paths ------------------------------------------------------------------------------

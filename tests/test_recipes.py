@@ -163,8 +163,8 @@ def test_fit_keeps_the_proportions_as_nearly_as_it_can(size, box, expected, chan
     job, notes = prepared(minisd.Recipe("x", fit=True, width=box[0], height=box[1]), size)
     assert job.size == expected == job.image.size
     assert (f"its proportions change by {change}" in notes) if change else "change" not in notes
-    again, _ = prepared(job.recipe, size)  # the recipe keeps the box, and so the same size
-    assert again.size == expected
+    repeated, _ = prepared(job.recipe, size)  # the recipe keeps the box, and so the same size
+    assert repeated.size == expected
 
 
 @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 9), st.integers(1, 9))

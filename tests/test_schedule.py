@@ -106,6 +106,7 @@ def test_the_original_ddim_schedule():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the schedule starts at sigma")
 def test_pictures_of_neighbouring_ddim_counts_are_alike(emoji):
     """333 and 334 steps: a fire in both. With the original's rule, 334 steps give mush."""
 
@@ -174,15 +175,18 @@ def test_steps_out_of_range(steps):
 
 HIGH, LOW = float(SIGMAS[-1]), float(SIGMAS[0])
 USELESS: dict[str, tuple[Callable[[int], Any], str]] = {
-    "rising": (lambda n: [14.6, 20.0, 1.0, 0.0], r"must fall, to 0 or above: 20 follows 14\.6"),
-    "rising later": (lambda n: [14.6, 1.0, 1.5, 0.0], "must fall, to 0 or above: 1.5 follows 1"),
-    "equal": (lambda n: [14.6, 5.0, 5.0, 0.0], "must fall, to 0 or above: 5 follows 5"),
-    "two zeros": (lambda n: [14.6, 5.0, 0.0, 0.0], "must fall, to 0 or above: 0 follows 0"),
-    "nan": (lambda n: [14.6, math.nan, 1.0, 0.0], "must fall, to 0 or above: nan follows 14.6"),
-    "nan first": (lambda n: [math.nan, 5.0, 1.0, 0.0], "to 0 or above: 5 follows nan"),
-    "nan last": (lambda n: [14.6, 5.0, 1.0, math.nan], "to 0 or above: nan follows 1"),
-    "infinite": (lambda n: [math.inf, 5.0, 1.0, 0.0], "to 0 or above: 5 follows inf"),
-    "negative": (lambda n: [14.6, 5.0, 1.0, -1.0], "to 0 or above: -1 follows 1"),
+    "rising": (lambda n: [14.6, 20.0, 1.0, 0.0], r"must fall, to 0 or above, but 20 follows 14\.6"),
+    "rising later": (
+        lambda n: [14.6, 1.0, 1.5, 0.0],
+        "must fall, to 0 or above, but 1.5 follows 1",
+    ),
+    "equal": (lambda n: [14.6, 5.0, 5.0, 0.0], "must fall, to 0 or above, but 5 follows 5"),
+    "two zeros": (lambda n: [14.6, 5.0, 0.0, 0.0], "must fall, to 0 or above, but 0 follows 0"),
+    "nan": (lambda n: [14.6, math.nan, 1.0, 0.0], "must fall, to 0 or above, but nan follows 14.6"),
+    "nan first": (lambda n: [math.nan, 5.0, 1.0, 0.0], "to 0 or above, but 5 follows nan"),
+    "nan last": (lambda n: [14.6, 5.0, 1.0, math.nan], "to 0 or above, but nan follows 1"),
+    "infinite": (lambda n: [math.inf, 5.0, 1.0, 0.0], "to 0 or above, but 5 follows inf"),
+    "negative": (lambda n: [14.6, 5.0, 1.0, -1.0], "to 0 or above, but -1 follows 1"),
     "upside down": (lambda n: SCHEDULES["karras"](n)[::-1], "must fall, to 0 or above"),
     "empty": (lambda n: [], "3 steps need 4 noise levels, not 0"),
     "one": (lambda n: [14.6], "3 steps need 4 noise levels, not 1"),

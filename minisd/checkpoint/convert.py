@@ -28,7 +28,7 @@ from minisd.checkpoint.tensors import (
     read_tensors,
 )
 from minisd.checkpoint.v_prediction import stated_prediction
-from minisd.files import new_file
+from minisd.files import new_file, open_folder
 
 Progress = Callable[[int, int], object]  # is given the bytes written so far, and all of them
 MARKS = ("v_pred", "ztsnr")  # empty tensors: for v-prediction, and for zero terminal SNR
@@ -129,10 +129,14 @@ def merged_before(metadata: dict[str, str]) -> list[dict[str, Any]]:
     """The LoRA files that an earlier conversion merged."""
     try:
         return [
-            {"file": str(lora["file"]), "weight": float(lora["weight"]), "sha256": lora["sha256"]}
+            {
+                "file": str(lora["file"]),
+                "weight": float(lora["weight"]),
+                "sha256": str(lora["sha256"]),
+            }
             for lora in json.loads(metadata.get("minisd", "{}"))["loras"]
         ]
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return []  # not minisd's
 
 
@@ -153,7 +157,7 @@ def write(conversion: Conversion, out: Path, progress: Progress) -> None:
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise CheckpointError(f"could not write {out}: its metadata would be too long to be read")
-    free = shutil.disk_usage(out.parent).free
+    free = shutil.disk_usage(open_folder(out.parent)).free
     if end > free:
         sizes = f"it needs {end / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
         raise OSError(f"could not write {out}: {sizes}")

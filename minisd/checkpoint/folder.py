@@ -1,6 +1,7 @@
 """A diffusers folder, as on a hub: its tensors, under their names in an original checkpoint."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -115,8 +116,8 @@ def weights_in_pieces(index: Path) -> Iterator[tuple[str, tuple[Path, StoredTens
     for name, piece in places.items():
         expected.setdefault(str(piece), set()).add(name)
     for piece, names in expected.items():
-        if not piece or piece.startswith(".") or "/" in piece or "\\" in piece:
-            raise CheckpointError(f"{index} names a file outside of its folder: {piece[:100]!r}")
+        if not re.fullmatch(r"[\w-][\w.-]{0,200}", piece, re.ASCII):
+            raise CheckpointError(f"{index} names a file that no model has: {piece[:100]!r}")
         file = index.with_name(piece)
         if not file.is_file():
             raise CheckpointError(f"{index.parent}/{piece[:100]} is missing: download it too")

@@ -92,7 +92,7 @@ def read_lora(path: Path, weight: float, shapes: dict[str, Shapes]) -> dict[str,
                 alpha = read_stored(path, group["alpha"]).item()
             else:
                 alpha = alpha_in(configs.get(part, {}), modules[layer], rank)
-            if type(alpha) not in (int, float) or not (math.isfinite(alpha) and alpha > 0):
+            if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
                 wrong = f"alpha of {modules[layer][:100]} is {str(alpha)[:20]}"
                 raise CheckpointError(f"{wrong}, but should be a positive number")
             changes[layer] = Change(path, group["up"], group["down"], weight * alpha / rank)

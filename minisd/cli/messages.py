@@ -45,8 +45,8 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         return visible(f"{name}{error.strerror}")
-    if is_out_of_memory(error) and not str(error):
-        return "there is not enough memory"
+    if is_out_of_memory(error) and not (isinstance(error, MemoryError) and str(error)):
+        return "there is not enough memory: draw smaller pictures, or fewer at the same time"
     return visible(error)
 
 

@@ -109,7 +109,7 @@ class Studio:
 
     def prepare(self, recipe: Recipe) -> Job:
         """Check the recipe's names before the model is loaded, then get it ready to draw."""
-        choose(recipe.sampler, recipe.schedule, recipe.guidance)
+        choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
         for path in (recipe.image, recipe.mask):
             if path is not None and not Path(path).exists():
                 raise FileNotFoundError(f"there is no file {path}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from minisd.cli.messages import did_you_mean, visible
+from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.recipes import Recipe
 from minisd.recipes.dream import BY_FIELD, FLAGS, between, split_line
 from minisd.schedule import SCHEDULES
@@ -28,6 +29,8 @@ HELP = {
     "height": ("PX", "height. With -I, width and height count only together with --fit"),
     "guidance": ("X", "classifier-free guidance: how strongly the prompt counts (7.5); or "
                  "FILE.py:FUNCTION"),
+    "guidance_rule": ("NAME", f"{', '.join(GUIDANCE_RULES)}, with -C as its scale; or "
+                      "FILE.py:FUNCTION, without it (plain)"),
     "sampler": ("NAME", "the sampler, or FILE.py:FUNCTION (k_lms)"),
     "schedule": ("NAME", f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION (the sampler's own)"),
     "image": ("FILE", "the init image: the picture to draw on. At the prompt, -1 is the last "

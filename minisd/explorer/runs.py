@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.observe.attention_maps import AttentionMaps
+from minisd.observe.finite import NotFinite, stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.watch import together
 from minisd.prompts.syntax import parse
@@ -50,7 +51,7 @@ def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -
     network's time on a CPU. Its results would differ by 2e-5, because matrix products are summed in
     another order for another batch size.
 
-    Raises ValueError for a blend, and if a result is not finite.
+    Raises ValueError for a blend, NotFinite for a run that computes NaN or Inf.
     """
     for strength in strengths:
         recipe = replace(job.recipe, strength=strength)
@@ -61,13 +62,12 @@ def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -
 def draw(job: Job, observe: Observer) -> Run:
     sd, strength = job.sd, job.recipe.strength
     events: list[Event] = []
+    observers = (stop_at_nan(sd), events.append, observe)
     with AttentionMaps(sd, prompt_texts(job.recipe.prompt)) as maps, Ledger(sd) as ledger:
-        result = job.draw(together(events.append, maps, ledger, observe))
-    if not result.latent.isfinite().all():
-        raise ValueError(
-            f"the run at strength {strength:g} gave numbers that are not finite; "
-            "try --dtype float32 or another sampler"
-        )
+        try:
+            result = job.draw(together(*observers, maps, ledger))
+        except NotFinite as error:
+            raise NotFinite(f"strength {strength:g}, {error}") from None
     encoded = next(event.x0 for event in events if isinstance(event, Encoded))
     steps = [event for event in events if isinstance(event, Step)]
     decoded = [sd.vae.decode(x0) for x0 in (encoded, *(step.x0 for step in steps))]

@@ -28,20 +28,20 @@ def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
     eta = settings.get("eta")
     theory = Theory(
         order=facts.order,
-        weak_order=facts.order if facts.weak_order is None else facts.weak_order,
+        weak_order=facts.order,
         uneven_order=facts.uneven_order or facts.order,
         degrees=facts.degrees,
         memory=facts.memory,
         calls=facts.calls,
         normals=facts.normals if eta != 0 else 0,
-        eta=eta if facts.ddpm else None,
+        eta=eta,
         max_gain=settings.get("max_gain"),
-        resumes=facts.resumes,
     )
+    theory = replace(theory, **facts.more)
     if "order" not in settings:
         return theory
-    if facts.corrects:
-        order = settings["order"] + 1
+    if facts.order > defaults["order"]:  # a corrector adds to the order, see check_uneven
+        order = settings["order"] + facts.order - defaults["order"]
         return replace(theory, order=order, uneven_order=None)
     order = settings["order"]  # it needs as many slopes, and integrates one degree less exactly
     degrees = "".join(min(degree, f"{order - 1}") for degree in facts.degrees)

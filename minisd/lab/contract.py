@@ -282,6 +282,7 @@ def check_img2img(subject: Subject) -> list[Line]:
                 steps=10,
                 sampler=subject.sampler,
                 schedule=schedule,
+                guidance=1.0,  # the network knows no texts
                 seed=3,
                 observe=events.append,
             )

@@ -40,21 +40,24 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_cfg_pp": euler_cfg_pp,
     "ddim_cfg_pp": ddim_cfg_pp,
 }
+OTHER_NOISE = {"eta": None}  # fresh noise that is not eta times DDPM's: it is only measured
 FACTS: dict[str, Facts] = {
     "k_lms_guarded": Facts("LMS", 4, "0123", memory=True),
     "dpmpp_2m": Facts("DPM++ 2M", 2, "0000", memory=True),
-    "dpmpp_2m_sde": Facts("DPM++ 2M SDE", 2, "0000", memory=True, normals=9, ddpm=False),
-    "dpmpp_3m_sde": Facts("DPM++ 3M SDE", 2, "0000", memory=True, normals=9, ddpm=False),
-    "dpmpp_sde": Facts("DPM++ SDE", 2, "0000", calls=19, normals=18, weak_order=1),
-    "uni_pc": Facts("UniPC", 4, "0000", memory=True, corrects=True),
-    "uni_pc_bh2": Facts("UniPC", 4, "0000", memory=True, corrects=True),
+    "dpmpp_2m_sde": Facts("DPM++ 2M SDE", 2, "0000", memory=True, normals=9, more=OTHER_NOISE),
+    "dpmpp_3m_sde": Facts("DPM++ 3M SDE", 2, "0000", memory=True, normals=9, more=OTHER_NOISE),
+    "dpmpp_sde": Facts("DPM++ SDE", 2, "0000", calls=19, normals=18, more={"weak_order": 1}),
+    "uni_pc": Facts("UniPC", 4, "0000", memory=True),
+    "uni_pc_bh2": Facts("UniPC", 4, "0000", memory=True),
     "deis": Facts("DEIS", 3, "0000", memory=True),
     "ipndm": Facts("iPNDM", 2, "0123", memory=True, uneven_order=1),
     "res_multistep": Facts("Res Multistep", 2, "0000", memory=True),
-    "er_sde": Facts("ER SDE", 2, "0000", memory=True, normals=9, ddpm=False),
+    "er_sde": Facts("ER SDE", 2, "0000", memory=True, normals=9, more=OTHER_NOISE),
     "euler_ge": Facts("Gradient Estimation", 1, "0000", memory=True),
-    "lcm": Facts("LCM", 0, "", normals=9, ddpm=False),
-    "restart": Facts("Restart", 2, "", calls=25, normals=1, ddpm=False, resumes=False),
+    "lcm": Facts("LCM", 0, "", normals=9, more=OTHER_NOISE),
+    "restart": Facts(
+        "Restart", 2, "", calls=None, normals=1, more=OTHER_NOISE | {"resumes": False}
+    ),
     "euler_cfg_pp": Facts("Euler CFG++", 1, "0000"),
     "ddim_cfg_pp": Facts("DDIM CFG++", 1, "0000", normals=10),
 }
@@ -72,7 +75,6 @@ SCHEDULES: dict[str, Schedule] = {
     "kl_optimal": schedules.kl_optimal,
     "kl_optimal_a1111": schedules.kl_optimal_a1111,
     "align_your_steps": schedules.align_your_steps,
-    "align_your_steps_a1111": schedules.align_your_steps_a1111,
     "model_discard": schedules.discard_next_to_last(model),
     "karras_discard": schedules.discard_next_to_last(karras),
     "exponential_discard": schedules.discard_next_to_last(schedules.exponential),

@@ -88,8 +88,8 @@ class BrownianPath:
             return total
 
         low, high = round(low, 6), round(high, 6)
-        whole = normal(None, 0) * (self.high - self.low) ** 0.5
-        return part(whole, round(self.low, 6), round(self.high, 6), 0, 0)
+        full = normal(None, 0) * (self.high - self.low) ** 0.5
+        return part(full, round(self.low, 6), round(self.high, 6), 0, 0)
 
 
 def seeded_randn(seed: int, shape: torch.Size) -> Tensor:

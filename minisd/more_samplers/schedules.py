@@ -168,7 +168,10 @@ def align_your_steps(steps: int) -> list[float]:
 
 
 def align_your_steps_a1111(steps: int) -> list[float]:
-    """The same curve at `steps` points from 14.615 to 0.029, then 0. AUTOMATIC1111's."""
+    """The same curve at `steps` points from 14.615 to 0.029, then 0. AUTOMATIC1111's.
+
+    Both ends are outside the levels of training, so it is not in minisd's table of schedules.
+    """
     return [*log_linear(ALIGNED, check_steps(steps)), 0.0]
 
 

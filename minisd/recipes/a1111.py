@@ -29,7 +29,7 @@ PROGRAM_KEYS = ("App", "Version")
 
 
 def write(prompt: str, settings: Mapping[str, Any]) -> str:
-    """The text. A setting that is None is left out.
+    """The text, without the settings that are None.
 
     Weights are written as (words:1.3). If the prompt does not read back as it is, such as a blend,
     the prompt is plain words, and the settings hold it in minisd's syntax too.
@@ -91,7 +91,7 @@ def unquoted(value: str) -> str:
     return str(json.loads(value)) if value.startswith('"') else value
 
 
-def read_prompt(text: str, ours: bool) -> dict[str, str]:
+def read_prompt(text: str, ours: bool) -> dict[str, Any]:
     """The prompt and the negative prompt. Other programs' weights become plain words."""
     positive, _, negative = f"\n{text}".partition("\nNegative prompt:")
     positive, negative = positive.strip(), negative.strip()

@@ -74,6 +74,7 @@ SWITCHES = (
     Switch("width", ("-W", "--width", "--W"), between(1, 16384, int)),
     Switch("height", ("-H", "--height", "--H"), between(1, 16384, int)),
     Switch("guidance", ("-C", "--cfg_scale", "--scale", "--guidance"), guidance_value),
+    Switch("guidance_rule", ("--guidance-rule", "--guidance_rule"), str),
     Switch("sampler", ("-A", "-m", "--sampler"), str),
     Switch("schedule", ("--schedule",), str),
     Switch("image", ("-I", "--init_img", "--init-img"), str),

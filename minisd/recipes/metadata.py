@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import iTXt
 
+from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.prompts.syntax import PromptError, escaped, parse
 from minisd.recipes import a1111
 from minisd.recipes.dream import BY_FIELD, OutOfRange, dream_line, read_dream, read_value
@@ -248,7 +249,7 @@ def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     kept, notes = dict(fields), []
     if "prompt" not in kept:
         raise ValueError("it has no prompt")
-    for name in ("sampler", "schedule", "guidance"):
+    for name in ("sampler", "schedule", "guidance", "guidance_rule"):
         if ".py:" in str(kept.get(name)):
             own = kept.pop(name)[:100]
             notes.append(f"the {name} was {own}, which is not run: choose it yourself")
@@ -264,6 +265,10 @@ def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if schedule is not None and schedule not in SCHEDULES:
         del kept["schedule"]
         notes.append(f"the schedule {schedule[:60]} is not here: the sampler's own is used")
+    rule = kept.get("guidance_rule")
+    if rule is not None and rule not in GUIDANCE_RULES:
+        del kept["guidance_rule"]
+        notes.append(f"the guidance rule {rule[:60]} is not here: plain guidance is used")
     if (kept.get("seed") or 0) < 0:
         notes.append(f"the seed was {kept.pop('seed')}, which is not a seed: choose one")
     if kept.get("mask") and not kept.get("image"):

@@ -20,6 +20,7 @@ from minisd.guidance import GuidanceRule
 from minisd.images import Picture, is_transparent, open_image, resize
 from minisd.img2img import img2img
 from minisd.inpaint import inpaint, keep_mask, share_redrawn
+from minisd.more_samplers.guidance_rules import guidance_rule
 from minisd.prompts.states import text_states
 from minisd.prompts.syntax import escaped
 from minisd.recipes.variations import varied_noise
@@ -50,6 +51,7 @@ class Recipe:
     sampler: str | Sampler = "k_lms"
     schedule: str | Schedule | None = None  # None: the sampler's own
     guidance: float | str | GuidanceRule = 7.5
+    guidance_rule: str | None = None  # whose scale is `guidance`; a name, or FILE.py:FUNCTION
     seed: int | Sequence[int] | None = None
     negative_prompt: str = ""  # plain words, in addition to the [words to avoid] of the prompt
     width: int | None = None  # pixels; None: the model's native size, or the init image's own
@@ -66,10 +68,23 @@ class Recipe:
 
     def __post_init__(self) -> None:
         start_index(self.steps, self.strength)
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            if side is not None and side < 1:
+                raise ValueError(f"{name} must be 1 or more, not {side}")
         if self.dialect != "minisd":
             raise ValueError(f"there is no dialect named {self.dialect!r}; choose from minisd")
         if isinstance(self.guidance, int | float) and not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
+
+    @property
+    def guidance_used(self) -> float | str | GuidanceRule:
+        """The guidance as img2img takes it. Raises ValueError for an unknown rule."""
+        if self.guidance_rule is None:
+            return self.guidance
+        if not isinstance(self.guidance, int | float):
+            raise ValueError(f"the scale of a guidance rule is a number, not {self.guidance}")
+        return guidance_rule(self.guidance_rule, self.guidance)
 
     def draw(
         self,
@@ -106,6 +121,7 @@ class Recipe:
         for switch, value in (("-W", self.width), ("-H", self.height)):
             words += [] if value is None else [switch, f"{value}"]
         words += ["-C", name_of(self.guidance)]
+        words += ["--guidance-rule", self.guidance_rule] if self.guidance_rule else []
         if self.image:
             words += ["-I", f"{self.image}"]
         words += ["-A", name_of(self.sampler)]
@@ -159,7 +175,7 @@ class Job:
 
     def draw(self, observe: Observer | None = None) -> Result:
         recipe = self.recipe
-        sampler, schedule, guidance = choose(recipe.sampler, recipe.schedule, recipe.guidance)
+        sampler, schedule, guidance = choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
         if recipe.options:
             check_options(recipe, sampler)
             sampler = partial(sampler, **recipe.options)
@@ -208,10 +224,11 @@ def prepare(
     mask = recipe.mask if mask is None else mask
     if mask is not None and image is None:
         raise ValueError("a mask needs an init image")
-    keep = None
+    init_image, keep = None, None
     if isinstance(image, Tensor):
         if mask is not None:
             raise ValueError("inpainting needs a picture to draw on, not a latent")
+        init_image = image
         size = (image.shape[-1] * sd.vae.factor, image.shape[-2] * sd.vae.factor)
     else:
         original = None if image is None else open_image(image)
@@ -220,10 +237,10 @@ def prepare(
         width, height = box if recipe.fit and original else size
         recipe = replace(recipe, width=width, height=height)
         if original is not None:
-            image = original if original.size == size else resize(original, size)
-            if mask is not None or is_transparent(image):
-                keep = keep_mask(image, mask, original.size)
-            image = image.convert("RGB")
+            picture = original if original.size == size else resize(original, size)
+            if mask is not None or is_transparent(picture):
+                keep = keep_mask(picture, mask, original.size)
+            init_image = picture.convert("RGB")
     if match := A1111_SYNTAX.search(recipe.prompt):
         note = f"{match[0]!r} in the prompt is AUTOMATIC1111's syntax: here it is plain words"
         warnings.warn(note, stacklevel=2)
@@ -231,7 +248,7 @@ def prepare(
     uncond = sd.text_states(" ".join(filter(None, (words, recipe.negative_prompt))))
     if recipe.seed is None:
         recipe = replace(recipe, seed=random.SystemRandom().randrange(2**32 - 1))
-    return Job(sd, recipe, image, keep, size, context, uncond)
+    return Job(sd, recipe, init_image, keep, size, context, uncond)
 
 
 def check_options(recipe: Recipe, sampler: Sampler) -> None:
@@ -278,6 +295,14 @@ def size_of(recipe: Recipe, sd: StableDiffusion, image: Image.Image | None) -> t
         warnings.warn(
             f"{size[0]}x{size[1]} is smaller than {trained}: it may draw badly", stacklevel=3
         )
+    times = size[0] * size[1] / sd.native_size**2
+    if times > 4:
+        # Convolutions take time in proportion to the area; attention, to its square.
+        cost = f"a step takes {times:.0f} to {times**2:.0f} times as long, and there are up to"
+        remedy = "take smaller -W and -H" if image is None or recipe.fit else "--fit scales it down"
+        own = f"{sd.native_size}x{sd.native_size}, the model's own size"
+        text = f"{size[0]}x{size[1]} is {times:.0f} times as large as {own}"
+        warnings.warn(f"{text}: {cost} {recipe.steps}. {remedy}", stacklevel=3)
     return size
 
 

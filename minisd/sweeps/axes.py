@@ -70,6 +70,7 @@ def caption(recipes: Sequence[Recipe]) -> str:
         parts.append(f"{name_of(first.schedule)} schedule")
     guidance = first.guidance
     parts.append(f"guidance {guidance if isinstance(guidance, int) else name_of(guidance)}")
+    parts.append(first.guidance_rule or "")
     return ", ".join(filter(None, parts))
 
 

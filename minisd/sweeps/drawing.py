@@ -103,6 +103,8 @@ def shared_settings(job: Job, model: Model) -> dict[str, Any]:
         "checkpoint": model.sha256,
         "dtype": model.dtype,
     }
+    if recipe.guidance_rule:
+        settings["guidance_rule"] = recipe.guidance_rule
     if job.mask is not None:
         settings["mask"] = picture_hash(job.mask)
     if job.sd.vae_path is not None:
@@ -187,4 +189,4 @@ def draw_together(jobs: Sequence[Job], refuse: bool = True) -> list[Result]:
 def check_names(recipes: Sequence[Recipe]) -> None:
     """Raises ValueError or OSError for a sampler, schedule or guidance rule that is not there."""
     for recipe in recipes:
-        choose(recipe.sampler, recipe.schedule, recipe.guidance)
+        choose(recipe.sampler, recipe.schedule, recipe.guidance_used)

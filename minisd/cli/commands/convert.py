@@ -11,7 +11,7 @@ from tqdm import tqdm
 from minisd.checkpoint.convert import convert
 from minisd.cli.messages import visible
 from minisd.cli.model_files import find_model
-from minisd.files import check_file, open_folder
+from minisd.files import check_file
 from minisd.files.marks import never
 
 HELP = "make an ordinary checkpoint of a diffusers folder, a .ckpt, or a checkpoint and LoRA files"
@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        open_folder(out.parent)
         conversion = convert(source, out, loras=args.lora, dtype=dtype, progress=show)
     for file, weight in args.lora:
         changes = [change for e in conversion.entries.values() for change in e.changes]

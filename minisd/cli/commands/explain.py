@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_from(args)
     steps = recipe.steps
-    if "steps_after" in args:
+    if getattr(args, "steps_after", None):
         steps = steps_after(args.steps_after, recipe.strength)
     here = plan(steps, recipe.strength, recipe.sampler, recipe.schedule)
     columns = [here]

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minisd.cli import switches
-from minisd.cli.studio import Studio
+from minisd.cli.studio import Studio, memory_to_draw
 from minisd.explorer.page import make_page
 from minisd.explorer.runs import draw_all, prompt_texts
 from minisd.files import beside, check_file, check_folder, open_folder, write_first, write_named
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("explore needs a picture to draw on: -I FILE")
     check_folder(".")
     path = None if args.output is None else check_file(args.output, PAGE, [recipe.image])
-    choose(recipe.sampler, recipe.schedule, recipe.guidance)
+    choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
     prompt_texts(recipe.prompt)
     picture = open_image(recipe.image)
     if is_transparent(picture):
@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
     steps = recipe.steps
     total = sum(steps - start_index(steps, strength) for strength in args.strengths)
-    with tqdm(total=total, desc=f"seed {recipe.seed}", disable=None, leave=False) as bar:
+    with (
+        memory_to_draw(job),
+        tqdm(total=total, desc=f"seed {recipe.seed}", disable=None, leave=False) as bar,
+    ):
 
         def observe(event: Event) -> None:
             if isinstance(event, Step):
@@ -96,6 +99,7 @@ def command(recipe: Recipe, args: argparse.Namespace) -> str:
     guidance = recipe.guidance
     words = ["-I", Path(recipe.image).name, "-s", f"{recipe.steps}", "-S", f"{recipe.seed}"]
     words += ["-C", f"{guidance:g}" if isinstance(guidance, int | float) else name_of(guidance)]
+    words += ["--guidance-rule", recipe.guidance_rule] if recipe.guidance_rule else []
     words += ["-A", name_of(recipe.sampler)]
     if args.strengths != STRENGTHS:
         words += ["-f", ",".join(f"{strength:g}" for strength in args.strengths)]

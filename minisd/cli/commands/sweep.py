@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from minisd.cli import sheets
 from minisd.cli.commands.strip import refuse
+from minisd.cli.messages import memory_for
 from minisd.cli.studio import Studio
 from minisd.cli.switches import add_model_switches, add_recipe_switches, recipes_from
 from minisd.figures.contact_sheet import sweep_sheet
@@ -75,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
     missing = sum(not (folder / name).exists() for name in names)
     if missing < len(names):
         print(f"{len(names) - missing} of {len(names)} pictures are already in {folder}")
-    with tqdm(total=missing, desc="sweep", unit="picture", disable=None, leave=False) as bar:
+    pictures = f"to draw pictures of {job.size[0]}x{job.size[1]} pixels at the same time"
+    with (
+        memory_for(pictures, "take a smaller --batch, or smaller pictures"),
+        tqdm(total=missing, desc="sweep", unit="picture", disable=None, leave=False) as bar,
+    ):
         for count in draw_missing(jobs, folder, texts_of, args.batch, refuse(args)):
             bar.update(count)
     images = [Image.open(folder / name).convert("RGB") for name in names]
