@@ -41,7 +41,7 @@ class Result:
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: the pictures, side by side."""
-        return Image.fromarray(np.hstack(self.images))._repr_png_()
+        return Image.fromarray(np.hstack([*map(np.asarray, self.images)]))._repr_png_()
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose(
     if schedule is None:
         schedule = default_schedule(sampler)
     rule = lookup("guidance rule", guidance, {}) if isinstance(guidance, str) else guidance
-    if not callable(rule) and not np.isfinite(rule):
+    if isinstance(rule, int | float) and not np.isfinite(rule):
         raise ValueError(f"guidance must be a finite number, not {rule}")
     sample = lookup("sampler", sampler, SAMPLERS)
     return sample, lookup("schedule", schedule, SCHEDULES), rule

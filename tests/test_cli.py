@@ -221,9 +221,11 @@ def test_mistakes_get_one_line(folder, capsys, words, says):
 
 def test_shell_switch_errors(folder, capsys):
     for words in (["-f", "1.5"], ["-s", "0"], ["-S", "x"], ["-C", "-1"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as end:
             main(["img2img", "fire", "-I", "in.png", *words])
-        assert f"argument {words[0]}/" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and err.startswith(f"minisd img2img: {words[0]}/--")
+        assert err.count("\n") == 1
 
 
 def test_long_prompt_says_what_was_cut(folder, capsys):

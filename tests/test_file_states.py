@@ -16,6 +16,8 @@ import operator
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import types
 import typing
 import warnings
@@ -704,3 +706,30 @@ def test_a_device_that_cannot_be_used(device: str, monkeypatch: pytest.MonkeyPat
 def test_an_empty_path_is_not_the_weights_in_the_box():
     with pytest.raises(minisd.CheckpointError, match="folder"):
         minisd.load("")
+
+
+# ---- an open model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", ["overwritten", "cut"])
+def test_an_open_model_does_not_depend_on_its_file(
+    change: str, dtype: torch.dtype, tiny_path: Path, tmp_path: Path
+):
+    """In a child process: a mapped file that is cut kills the process that reads it."""
+    path = write(tmp_path / "model.safetensors", tiny_path.read_bytes())
+    code = """
+import os, sys, torch, minisd
+path, change, dtype = sys.argv[1:]
+sd = minisd.load(path, dtype=getattr(torch, dtype))
+before = [t.clone() for part in (sd.unet, sd.vae, sd.text_encoder) for t in part.parameters()]
+if change == "cut":
+    os.truncate(path, 100)
+else:
+    with open(path, "r+b") as file:
+        file.write(bytes(os.path.getsize(path)))
+after = [t for part in (sd.unet, sd.vae, sd.text_encoder) for t in part.parameters()]
+assert all(map(torch.equal, before, after))
+"""
+    words = [sys.executable, "-c", code, str(path), change, str(dtype).removeprefix("torch.")]
+    assert subprocess.run(words, check=False).returncode == 0

@@ -203,6 +203,16 @@ def test_variables_are_nouns(path):
         assert name not in EMPTY_NAMES, f"line {node.lineno}: {name}"
 
 
+@pytest.mark.slow
+def test_types():
+    """The core, the prompts and the recipes: their annotations are true."""
+    command = ["basedpyright", "--pythonpath", sys.executable]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
 def test_ruff(words):
     done = subprocess.run(

@@ -548,9 +548,9 @@ def test_parts_of_a_path_add_up():
     """W(a) - W(c) = (W(a) - W(b)) + (W(b) - W(c)), and each part has its length as variance."""
     path, x = BrownianPath(5), torch.zeros(1, 4, 32, 32)
     for a, b, c in ((14.0, 3.0, 0.5), (2.0, 1.9, 1.5), (0.05, 0.04, LOW)):
-        whole = path(x, a, c) * (a - c) ** 0.5
+        full = path(x, a, c) * (a - c) ** 0.5
         parts = path(x, a, b) * (a - b) ** 0.5 + path(x, b, c) * (b - c) ** 0.5
-        assert (whole - parts).abs().max() < 1e-5
+        assert (full - parts).abs().max() < 1e-5
         assert rms(path(x, a, c)) == pytest.approx(1.0, abs=0.05)
     correlation = (path(x, 14.0, 3.0) * path(x, 3.0, 0.5)).mean().item()
     assert abs(correlation) < 0.05
@@ -600,8 +600,8 @@ def test_more_steps_do_not_settle_with_new_draws():
         final(sampler, latent(HIGH, size=32), karras(steps), generator=rng(3))
         for steps in (20, 40, 80)
     ]
-    near = [rms(a - b) for a, b in zip(results, results[1:])]
-    assert min(near) > 5 * distances("dpmpp_2m_sde")[2]
+    gaps = [rms(a - b) for a, b in zip(results, results[1:])]
+    assert min(gaps) > 5 * distances("dpmpp_2m_sde")[2]
 
 
 def test_pictures_on_a_path(tiny):

@@ -101,8 +101,8 @@ def inspect(path: str | Path, numbers: bool = False) -> Inspection:
         tensors = original_names(stored)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    whole = is_whole(tensors)
-    rest, leftovers = without_leftovers(tensors) if whole else (tensors, {})
+    complete = is_whole(tensors)
+    rest, leftovers = without_leftovers(tensors) if complete else (tensors, {})
     kind, reason = kind_of_model({name: tensor.shape for name, tensor in rest.items()})
     prediction, source = stated_prediction(tensors, metadata, path) or ("eps", "")
     if not reason:
@@ -113,7 +113,7 @@ def inspect(path: str | Path, numbers: bool = False) -> Inspection:
             except CheckpointError as error:
                 reason = str(error)
     parts = {"all": part_of(tensors)}
-    if whole:
+    if complete:
         weights = {
             part: {
                 name: tensor

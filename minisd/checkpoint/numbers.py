@@ -1,7 +1,6 @@
 """The numbers of a checkpoint's tensors: from the file into the models."""
 
 import math
-import mmap
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +14,6 @@ from minisd.checkpoint.tensors import CheckpointError, StoredTensor
 # torch to use threads, which on a busy machine would wait for each other at every piece.
 CHUNK = 1 << 14
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# A matrix times a single vector is summed in an order that depends on the matrix's address: in
-# another file, the same weights would give other bits. So tensors up to SMALL bytes get an address
-# that is a multiple of ALIGNMENT. SD 1.x uses larger ones with single vectors only at 64x64 pixels.
-ALIGNMENT, SMALL = 64, 1 << 23
 INTEGERS = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
     **{"U8": torch.uint8, "BOOL": torch.bool},
@@ -33,13 +28,12 @@ def fill(
     prefix: str,
 ) -> None:
     """Give a model on the meta device its numbers, in place. Raises CheckpointError."""
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     state = {}
     for name, tensor in tensors.items():
         # Ask for the whole tensor at once: the system would read ahead in small steps.
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
-        state[name] = read_numbers(tensor, file, mapped, dtype)
+        state[name] = read_numbers(tensor, file, dtype)
         if not is_finite(state[name]):
             kind = str(dtype).removeprefix("torch.")
             if dtype == torch.float16 != DTYPES[tensor.dtype]:
@@ -49,21 +43,15 @@ def fill(
     model.requires_grad_(False).eval()
 
 
-def read_numbers(
-    tensor: StoredTensor, file: BinaryIO, mapped: mmap.mmap, dtype: torch.dtype
-) -> Tensor:
-    """A stored tensor in `dtype`: left in the mapped file if it can be, else copied and converted.
+def read_numbers(tensor: StoredTensor, file: BinaryIO, dtype: torch.dtype) -> Tensor:
+    """A stored tensor in `dtype`, in memory of its own. Raises CheckpointError.
 
-    It can be left there if it has that dtype, and is large or well aligned. Raises CheckpointError.
+    It is not left in a mapped file: an open model would change when its file is overwritten, and
+    the process would be killed when it is cut. Memory of its own is also always aligned the same,
+    and a matrix times a single vector is summed in an order that depends on the address.
     """
     stored = DTYPES[tensor.dtype]
-    n = tensor.nbytes // stored.itemsize
-    alignment = ALIGNMENT if tensor.nbytes <= SMALL else stored.itemsize
-    if stored == dtype and tensor.start % alignment == 0:
-        flat = torch.frombuffer(mapped, dtype=stored, count=n, offset=tensor.start)
-        return flat.as_strided(tensor.shape, tensor.stride).contiguous()
-    # From the file, not from the map: touched pages of the map would count as memory too.
-    flat = torch.empty(n, dtype=dtype)
+    flat = torch.empty(tensor.nbytes // stored.itemsize, dtype=dtype)
     file.seek(tensor.start)
     if stored == dtype:
         buffer = flat.view(torch.uint8).numpy()
@@ -72,6 +60,8 @@ def read_numbers(
     else:
         for chunk in flat.split(CHUNK):
             buffer = bytearray(file.read(len(chunk) * stored.itemsize))
+            if len(buffer) < len(chunk) * stored.itemsize:
+                raise CheckpointError("the file was cut short while it was read")
             chunk.copy_(torch.frombuffer(buffer, dtype=stored))
     return flat.as_strided(tensor.shape, tensor.stride).contiguous()
 

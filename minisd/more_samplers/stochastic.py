@@ -64,9 +64,9 @@ def dpmpp_2m_sde(
     """DPM-Solver++(2M) for the SDE; with eta 0 it is DPM-Solver++(2M) itself.
 
     k-diffusion: sample_dpmpp_2m_sde; Lu et al. 2022 (DPM-Solver++), equation 19 and appendix D.
-    With l = (1 + eta) h and h the step's length in lambda, it is the exact solution for constant
-    x0, e^-l x + (1 - e^-l) x0 + noise, and a term for x0's slope: as at the middle of the step
-    (solver midpoint), or integrated exactly (solver heun).
+    h is the step's length in lambda, and l = (1 + eta) h. For constant x0 the exact solution is
+    e^-l x + (1 - e^-l) x0 + noise. A term for x0's slope is added: its value at the middle of the
+    step (solver midpoint), or its exact integral (solver heun).
     """
     check_eta(eta, generator)
     if solver not in ("midpoint", "heun"):
@@ -136,8 +136,8 @@ def er_sde(
 ) -> Iterator[Step]:
     """ER-SDE-Solver: Cui et al. 2023 (arXiv 2309.06169), algorithm 3; ComfyUI: er_sde.
 
-    The reverse SDE with phi(sigma) = sigma (e^(sigma^0.3) + 10)^eta: the paper's best with eta 1,
-    the ODE with eta 0. x0 is taken as constant (stages 1), or as a polynomial in sigma by divided
+    It solves the reverse SDE with phi(sigma) = sigma (e^(sigma^0.3) + 10)^eta. Eta 1 is the
+    paper's best, and eta 0 is the ODE. x0 is taken as constant (stages 1), or as a polynomial in sigma by divided
     differences (2, 3). The slope is that of the middle of the last step, so the order is 2 at most.
     ComfyUI sums the integrals of 1 / phi at 200 points; here they are exact.
     """
