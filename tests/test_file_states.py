@@ -686,8 +686,8 @@ def test_training_averages(tmp_path: Path):
     plain = write(tmp_path / "plain.ckpt", saved(micro()))
     with pytest.raises(minisd.CheckpointError, match=r"averages .* of no weight"):
         minisd.load(plain, ema=True)
-    some = dict(list(averages(micro()).items())[:5])
-    part = write(tmp_path / "part.ckpt", saved({**micro(), **some}))
+    five = dict(list(averages(micro()).items())[:5])
+    part = write(tmp_path / "part.ckpt", saved({**micro(), **five}))
     with pytest.raises(minisd.CheckpointError, match="of 5 of the UNet's"):
         minisd.load(part, ema=True)
 

@@ -93,7 +93,7 @@ def inspect(path: str | Path, numbers: bool = False) -> Inspection:
     """What a weights file is. Nothing in it is run, and no model is built.
 
     numbers: also read the whole file, for its hashes and for what its numbers say: a few seconds
-    for 4 GB. Raises CheckpointError for what is no weights file, and OSError.
+    for 4 GB. Raises CheckpointError for other files, and OSError.
     """
     path = Path(path)
     stored, metadata = read_tensors(path)

@@ -137,8 +137,9 @@ def er_sde(
     """ER-SDE-Solver: Cui et al. 2023 (arXiv 2309.06169), algorithm 3; ComfyUI: er_sde.
 
     It solves the reverse SDE with phi(sigma) = sigma (e^(sigma^0.3) + 10)^eta. Eta 1 is the
-    paper's best, and eta 0 is the ODE. x0 is taken as constant (stages 1), or as a polynomial in sigma by divided
-    differences (2, 3). The slope is that of the middle of the last step, so the order is 2 at most.
+    paper's best, and eta 0 is the ODE. x0 is taken as constant (stages 1), or as a polynomial in
+    sigma by divided differences (2, 3). The slope is that of the middle of the last step, so the
+    order is 2 at most.
     ComfyUI sums the integrals of 1 / phi at 200 points; here they are exact.
     """
     check_eta(eta, generator)
