@@ -15,10 +15,8 @@ from minisd.tokenizer import LENGTH, VOCABULARY
 class Embeddings(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        # The same as nn.Embedding(n, width), which on the meta device imports torch._dynamo: 1 s.
-        tokens, positions = torch.randn(VOCABULARY, width), torch.randn(LENGTH, width)
-        self.token_embedding = nn.Embedding.from_pretrained(tokens, freeze=False)
-        self.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+        self.token_embedding = nn.Embedding(VOCABULARY, width)
+        self.position_embedding = nn.Embedding(LENGTH, width)
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, 77)
         return self.token_embedding(tokens) + self.position_embedding.weight  # (B, 77, C)

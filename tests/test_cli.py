@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_model(emoji):
     """All commands of this file share one loaded model; loading has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from minisd.checkpoint.names import PREFIXES, Shapes
 from minisd.checkpoint.tensors import CheckpointError
@@ -42,7 +43,7 @@ def build(
     originals = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
     models: dict[str, Any] = {}
     problems = []
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutInit():
         for part, make in makers.items():
             candidates = []
             try:
@@ -64,6 +65,22 @@ def build(
         widths = f"its UNet reads {expected} channels of text, its text encoder makes {given}"
         raise CheckpointError(f"{widths}: they do not belong to one model")
     return Models(**models)
+
+
+class WithoutInit(TorchFunctionMode):
+    """New layers get no random numbers: they would be replaced anyway.
+
+    On the meta device, random numbers make torch import its compiler. That takes a second, and
+    Ctrl-C during this import would spoil it for the rest of the process.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def differences(shapes: Shapes, model: nn.Module, prefix: str) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from minisd.cli.switches import line_parser
+from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.recipes.dream import BY_NAME
 from minisd.samplers import SAMPLERS
 from minisd.schedule import SCHEDULES
@@ -13,6 +14,7 @@ from minisd.schedule import SCHEDULES
 # The end of a line: the switch or command before the last word, and that word. A backslash makes a
 # space part of the word.
 LAST_WORDS = re.compile(r"(?:^|(\S+)[\s=]+)((?:\\.|[^\s\\=])*)$")
+NAMES = {"sampler": SAMPLERS, "schedule": SCHEDULES, "guidance_rule": GUIDANCE_RULES}
 COMMANDS = ("!fetch ", "!help ", "!history ")
 
 
@@ -42,9 +44,9 @@ def completions(line: str) -> list[str]:
     """What the last word of the line can become, in order. A prompt's words are not completed."""
     previous, word = last_words(line)
     field = BY_NAME[previous].field if previous in BY_NAME else None
-    if field in ("sampler", "schedule"):
-        names = [f"{name} " for name in (SAMPLERS if field == "sampler" else SCHEDULES)]
-        return [name for name in names if name.startswith(word)] + file_names(word, ".py")
+    if field in NAMES:
+        names = [f"{name} " for name in NAMES[field] if name.startswith(word)]
+        return names + file_names(word, ".py")
     if field in ("image", "mask") or previous in ("-o", "--outdir", "!fetch"):
         return file_names(word)
     if word.startswith("-"):

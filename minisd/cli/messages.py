@@ -52,8 +52,9 @@ def in_words(error: BaseException) -> str:
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """` (did you mean NAME?)`, or nothing if no name is like the word."""
-    matches = get_close_matches(word, names, 1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    full_names = {name.lstrip("-!"): name for name in names}
+    matches = get_close_matches(word.lstrip("-!"), full_names, 1)
+    return f" (did you mean {full_names[matches[0]]}?)" if matches else ""
 
 
 def is_expected(error: BaseException) -> bool:

@@ -63,7 +63,7 @@ def load_model(args: Any) -> StableDiffusion:
             torch.set_num_threads(1)
         else:
             fast.work_in_strips(sd)
-            # In float32 packing gains a tenth, and the weights could not stay in the mapped file.
+            # In float32 packing gains only a tenth, and would hold the weights twice for a while.
             if dtype != "float32" and fast.can_pack(sd):
                 fast.pack(sd)
     if sd.device.type == "cpu" and not fast.can_pack(sd):
@@ -81,7 +81,7 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device raises an error of its own
         problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"--device {device}: {problem}") from None
+        raise ValueError(f"--device {device} cannot be used: {problem}") from None
 
 
 class Studio:
@@ -279,7 +279,7 @@ def nth_last(items: Sequence[Any], n: int, switch: str) -> Any:
     remedy = " (leave -S out for a new seed)" if switch == "-S" else ""
     if items:
         raise ValueError(f"{switch} {n}: there are only {len(items)} {noun}s so far{remedy}")
-    raise ValueError(f"{switch} {n} means a {noun} of before, but none was made yet{remedy}")
+    raise ValueError(f"{switch} {n} means an earlier {noun}, but none was made yet{remedy}")
 
 
 def describe_steps(recipe: Recipe) -> str:

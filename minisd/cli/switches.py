@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from minisd.cli.messages import did_you_mean, visible
 from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.recipes import Recipe
-from minisd.recipes.dream import BY_FIELD, FLAGS, between, split_line
+from minisd.recipes.dream import BY_FIELD, BY_NAME, FLAGS, between, split_line
 from minisd.schedule import SCHEDULES
 from minisd.sweeps.axes import combinations, with_steps_run
 
@@ -98,8 +98,11 @@ class Parser(argparse.ArgumentParser):
         if first is None:
             remedy = "put a prompt or a file name that has spaces in quotes"
             return f"{' '.join(words)!r} belongs to no switch: {remedy}"
+        switch = words[first].partition("=")[0]
+        if switch in BY_NAME and BY_NAME[switch].field in OF_IMAGE:
+            return f"{switch} is for a picture to draw on: use minisd img2img"
         names = [name for action in self._actions for name in action.option_strings]
-        hint = did_you_mean(words[first].partition("=")[0], names)
+        hint = did_you_mean(switch, names)
         return f"there is no switch {' '.join(words[first:])}{hint}"
 
     def error(self, message: str) -> NoReturn:

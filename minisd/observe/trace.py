@@ -174,14 +174,21 @@ class Trace(Watcher):
         offset = self.settings.get("latent_rgb_bias", NO_BIAS) if bias else NO_BIAS
         return latent_tile(latent, size, factors, offset)
 
-    def _repr_html_(self) -> str:
-        """For notebooks: the settings, and a tile for each step's x and x0."""
+    def __repr__(self) -> str:
+        return f"<Trace of {self.n_steps} steps: {self.settings_text()}>"
+
+    def settings_text(self) -> str:
+        """The settings that are short: words and numbers."""
         short = {
             name: value
             for name, value in self.settings.items()
-            if isinstance(value, str | int | float) and value != ""
+            if isinstance(value, str | int | float) and value != "" and name != "factor"
         }
-        settings = escape(", ".join(f"{name} {value}" for name, value in short.items()))
+        return ", ".join(f"{name} {value}" for name, value in short.items())
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the settings, and a tile for each step's x and x0."""
+        settings = escape(self.settings_text())
         rows = []
         for name, latents in (("x", self.x), ("x0", self.x0)):
             uris = [data_uri(self.tile(y, 64), exact=True) for y in latents if y is not None]
