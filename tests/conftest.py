@@ -31,7 +31,7 @@ def golden(size: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-QUICK_CASES = 6
+QUICK_CASES = 3
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,9 +19,9 @@ from PIL.PngImagePlugin import PngInfo
 import minisd
 from minisd.cli import studio
 from minisd.cli.main import COMMANDS, main
-from minisd.cli.switches import read_line
+from minisd.cli.switches import TAKE_BACK, Request, read_line
 from minisd.files import write_file
-from minisd.recipes.dream import dream_line, read_dream
+from minisd.recipes.dream import BY_FIELD, FLAGS, dream_line, read_dream
 from minisd.recipes.metadata import sha256
 from minisd.recipes.variations import noise_of, seed_chain, slerp, varied_noise
 
@@ -327,7 +327,7 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_
             "-v": st.floats(0, 1),
             "-W": st.integers(1, 9999),
             "-A": st.sampled_from(["k_lms", "ddim"]),
-            "-I": words.filter(lambda w: w and not w.startswith(("-", "="))),
+            "-I": words.filter(lambda w: w and not w.startswith(("-", "=", "~"))),
         },
     ),
     st.booleans(),
@@ -409,6 +409,99 @@ def test_from_yields_to_a_typed_default(folder):
     run("img2img", "--from", "outputs/img-samples/000001.5.png", "-C7.5", "-f.75")
     recipe = minisd.read_recipe("outputs/img-samples/000002.5.png")
     assert (recipe.guidance, recipe.strength, recipe.steps) == (7.5, 0.75, 3)
+
+
+# A value of each field that is not its default, and the default as it is typed.
+OTHER_VALUES = {
+    "steps": (12, "50"),
+    "seed": (7, None),
+    "width": (96, None),
+    "height": (96, None),
+    "guidance": (6.5, "7.5"),
+    "guidance_rule": ("rescale", None),
+    "sampler": ("k_euler_a", "k_lms"),
+    "schedule": ("karras", None),
+    "image": ("x.png", None),
+    "strength": (0.4, "0.75"),
+    "mask": ("m.png", None),
+    "variations": (((1, 0.5),), None),
+    "options": ({"eta": 0.5}, None),
+}
+OTHER_REQUESTS = {
+    ("-n", "--iterations"): ("iterations", 3, "1"),
+    ("-v", "--variation_amount"): ("variation_amount", 0.2, "0"),
+    ("--variants",): ("variants", 2, "0"),
+    ("-o", "--outdir"): ("outdir", "elsewhere", "outputs/img-samples"),
+    ("--steps-after",): ("steps_after", 5, None),
+}
+
+
+def spellings():
+    """(switch and value, field, default) for each way to type a default or to take a value back."""
+    for field, (_, typed) in OTHER_VALUES.items():
+        for name in BY_FIELD[field].names:
+            for value in filter(None, (typed, "default")):
+                yield f"{name} {value}", field
+                if name.startswith("--"):
+                    yield f"{name}={value}", field
+    for names, (field, _, typed) in OTHER_REQUESTS.items():
+        for name in names:
+            for value in filter(None, (typed, "default")):
+                yield f"{name} {value}", field
+    for field, name in TAKE_BACK.items():
+        yield name, field
+
+
+@pytest.mark.parametrize(("words", "field"), spellings())
+def test_every_typed_default_counts(words, field):
+    """Over a picture's recipe, and over the defaults that were typed at the shell."""
+    plain = Request()
+    values = {name: value for name, (value, _) in OTHER_VALUES.items()}
+    values |= {name: FLAGS[name] for name in FLAGS}
+    base = replace(plain, recipe=minisd.Recipe("fire", **values), grid=True, wrong_anyway=True)
+    base = replace(base, **{name: value for name, value, _ in OTHER_REQUESTS.values()})
+    request = read_line(f"x {words}", base)
+    owner, default = (
+        (request, plain) if hasattr(plain, field) else (request.recipe, minisd.Recipe(""))
+    )
+    assert getattr(owner, field) == getattr(default, field)
+    # Nothing else has changed.
+    restored = replace(base.recipe, prompt="x")
+    if hasattr(plain, field):
+        assert replace(request, **{field: getattr(base, field)}).recipe == restored
+    else:
+        changed = {field: getattr(base.recipe, field)}
+        assert replace(request.recipe, **changed) == restored
+
+
+def test_every_switch_can_be_taken_back():
+    assert OTHER_VALUES.keys() | FLAGS.keys() == BY_FIELD.keys()
+    flags = {name for name in FLAGS} | {"grid", "wrong_anyway"}
+    assert flags == TAKE_BACK.keys()
+
+
+def test_options_are_added_and_taken_back():
+    base = Request(minisd.Recipe("fire", options={"eta": 0.5}))
+    assert read_line("x --set s_noise=1.0", base).recipe.options == {"eta": 0.5, "s_noise": 1.0}
+    line = "x --set default --set order=2"
+    assert read_line(line, base).recipe.options == {"order": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("txt2img --from a1111_plain.png -s 50 -C 7.5 -A k_lms", (50, 7.5, "k_lms", 0.75)),
+        ("img2img --from a1111_img2img_04.png -I in.png -f 0.75 -s 4", (4, 6.5, "k_euler_a", 0.75)),
+        ("txt2img --from a1111_plain.png -s 3", (3, 6.5, "k_euler_a", 0.75)),
+    ],
+)
+def test_typed_defaults_beside_a_picture_are_written(folder, line, expected):
+    words = shlex.split(line)
+    words[2] = str(Path(__file__).parent / "data" / "reports" / words[2])
+    run(*words, "-o", "out")
+    (path,) = (folder / "out").glob("*.png")
+    recipe = minisd.read_recipe(path)
+    assert (recipe.steps, recipe.guidance, recipe.sampler, recipe.strength) == expected
 
 
 def test_formats(folder):

@@ -109,7 +109,7 @@ def test_the_line_with_fit_runs_unchanged(folder):
     (folder / "lines").write_text(line)
     assert main(["--from_file", "lines"]) == 0
     (path,) = (folder / "outputs/img-samples").glob("*.png")
-    assert Image.open(path).size == (512, 416)  # 512x427, floored to multiples of 16
+    assert Image.open(path).size == (512, 432)  # 512x427, to the nearest multiple of 16
 
 
 def test_a_line_with_its_prompt_at_full_size(folder):

@@ -199,8 +199,11 @@ def shell_words(text: str) -> list[str]:
 
 def without_comment(text: str) -> str:
     """The text up to a # that starts a word. (shlex would end the text at any #, as in out#2.)"""
-    quote, backslash = "", False
+    quote, backslash, word_starts = "", False, True
     for i, char in enumerate(text):
+        if char == "#" and word_starts:
+            return text[:i]
+        word_starts = char.isspace() and not quote and not backslash
         if backslash:
             backslash = False
         elif char == "\\" and quote != "'":
@@ -209,6 +212,4 @@ def without_comment(text: str) -> str:
             quote = "" if char == quote else quote
         elif char in "\"'":
             quote = char
-        elif char == "#" and (i == 0 or text[i - 1].isspace()):
-            return text[:i]
     return text

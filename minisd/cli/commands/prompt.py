@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from minisd.cli.completion import complete
-from minisd.cli.messages import did_you_mean, in_words, is_expected
+from minisd.cli.messages import UNPRINTABLE, did_you_mean, in_words, is_expected, visible
 from minisd.cli.studio import Studio
 from minisd.cli.switches import (
     Request,
@@ -95,7 +95,7 @@ def run_file(path: str, studio: Studio, defaults: Request) -> int:
             if line in QUIT:
                 break
             if line and not line.startswith(("#", "//")):
-                print(f"# {line}")
+                print(f"# {visible(line)}")
             obey(line, studio, defaults, history)
         except Exception as error:
             status = 1
@@ -156,7 +156,7 @@ def obey(line: str, studio: Studio, defaults: Request, history: "History") -> No
             line_parser().print_help()
     elif match := re.fullmatch(r"!history(?:\s+(\d{1,20}))?", line):
         for i, text in history.last(int(match[1] or 20)):
-            print(f"{i:4}  {text}")
+            print(f"{i:4}  {visible(text)}")
     elif match := re.fullmatch(r"!(\d{1,20})", line):
         history.put_back(history.line(int(match[1])))
     elif match := re.fullmatch(r"!fetch(?:\s+(.+))?", line):
@@ -177,10 +177,10 @@ def obey(line: str, studio: Studio, defaults: Request, history: "History") -> No
 def one_line(text: str) -> str:
     """A text from a picture as a line that can be typed. The tokenizer reads it as the same words.
 
-    Line ends become spaces, and control characters are left out.
+    Line ends become spaces, and what cannot be shown is left out.
     """
     text = re.sub(r"\s*[\n\r\u2028\u2029]\s*", " ", text)
-    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cs"))
+    return UNPRINTABLE.sub("", text)
 
 
 class History:
@@ -217,7 +217,7 @@ class History:
         return line
 
     def put_back(self, line: str) -> None:
-        print(line)
+        print(visible(line))
         self.pending = line
 
     def last(self, n: int) -> list[tuple[int, str]]:
