@@ -122,8 +122,8 @@ def test_variations_work_with_k_lms_img2img(folder):
     sub = seed_chain(1, 3)[1:]
     assert sorted(names[:2]) == sorted(f"000001.{s}.png" for s in sub)
     other = np.asarray(Image.open(make_other(folder)), float)
-    near = [np.abs(image - images[2]).mean() for image in images[:2]]
-    assert all(0 < distance < np.abs(other - images[2]).mean() for distance in near)
+    distances = [np.abs(image - images[2]).mean() for image in images[:2]]
+    assert all(0 < distance < np.abs(other - images[2]).mean() for distance in distances)
 
 
 def make_other(folder):
@@ -173,8 +173,8 @@ def test_sizes(folder, capsys, size, switches, wanted, says):
     Image.new("RGB", size, "orange").save("other.png")
     run("img2img", "fire", "-I", "other.png", *FAST, "-S1", *switches)
     assert Image.open("outputs/img-samples/000001.1.png").size == wanted
-    said = capsys.readouterr()
-    assert says in said.out + said.err
+    captured = capsys.readouterr()
+    assert says in captured.out + captured.err
 
 
 def test_inpainting_by_transparency_and_mask(folder, capsys):
@@ -346,11 +346,11 @@ def test_any_line_is_read_as_written(prompt, switches, glued):
         owner = request if switch in ("-n", "-v") else request.recipe
         assert getattr(owner, names[switch]) == value
     line = dream_line(request.recipe)
-    again = read_line(line).recipe
+    redrawn = read_line(line).recipe
     wanted = request.recipe
     if wanted.image is None:  # the line of a picture without an init image has no strength
         wanted = replace(wanted, strength=0.75)
-    assert again == wanted
+    assert redrawn == wanted
     fields, notes = read_dream(line)
     assert minisd.Recipe(**fields) == wanted and notes == []
 
@@ -388,12 +388,12 @@ def test_round_trip(folder, capsys):
         command = shlex.split(capsys.readouterr().out)
         assert command[0] == "minisd"
         run(*command[1:], "-o", "again")
-        again = max((folder / "again").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
-        assert again.read_bytes() == path.read_bytes(), command
+        redrawn = max((folder / "again").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        assert redrawn.read_bytes() == path.read_bytes(), command
         kind = "img2img" if "-I" in command else "txt2img"
         run(kind, "--from", str(path), "-o", "from")
-        again = max((folder / "from").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
-        assert again.read_bytes() == path.read_bytes()
+        redrawn = max((folder / "from").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        assert redrawn.read_bytes() == path.read_bytes()
 
 
 def test_from_with_switches_beside_it(folder):
@@ -452,7 +452,7 @@ def spellings():
         yield name, field
 
 
-@pytest.mark.parametrize(("words", "field"), spellings())
+@pytest.mark.parametrize(("words", "field"), list(spellings()))
 def test_every_typed_default_counts(words, field):
     """Over a picture's recipe, and over the defaults that were typed at the shell."""
     plain = Request()

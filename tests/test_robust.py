@@ -131,6 +131,15 @@ def test_too_little_memory_for_the_model(folder, capsys, monkeypatch, error):
     assert "--device" not in err
 
 
+def test_too_little_memory_does_not_mean_a_damaged_file(monkeypatch, tiny_path):
+    def safe_open(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("minisd.checkpoint.tensors.safe_open", safe_open)
+    with pytest.raises(MemoryError):
+        minisd.load(tiny_path)
+
+
 def test_other_errors_are_not_taken_for_it():
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("memory")):
         assert not is_out_of_memory(error)
@@ -169,7 +178,7 @@ def test_a_real_limit(folder):
     [
         ((128, 128), False, ""),
         ((160, 128), False, "160x128 is 5 times as large as 64x64, the model's own size"),
-        ((1024, 512), False, "128 to 16384 times as long, and there are up to 7. --fit scales it"),
+        ((1024, 512), False, "128 to 16,384 times as long, and there are up to 7. --fit scales it"),
         ((1024, 512), True, ""),
     ],
 )
@@ -183,7 +192,7 @@ def test_large_pictures_are_warned_of_before_the_model_runs(emoji, size, fit, sa
 
 
 def test_large_pictures_from_noise_are_warned_of(emoji):
-    with pytest.warns(UserWarning, match="512x512 is 64 times as large .*take smaller -W and -H"):
+    with pytest.warns(UserWarning, match="512x512 is 64 times as large .*Take smaller -W and -H"):
         prepare(Recipe("fire", width=512, height=512), emoji)
 
 

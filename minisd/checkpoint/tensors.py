@@ -94,7 +94,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, s
         raise CheckpointError(f"{path}: {str(error)[:500]}") from None
     except (struct.error, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: {DAMAGED} ({error})") from None
-    except (ValueError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {DAMAGED} ({type(error).__name__})") from None
 
 

@@ -298,10 +298,10 @@ def size_of(recipe: Recipe, sd: StableDiffusion, image: Image.Image | None) -> t
     times = size[0] * size[1] / sd.native_size**2
     if times > 4:
         # Convolutions take time in proportion to the area; attention, to its square.
-        cost = f"a step takes {times:.0f} to {times**2:.0f} times as long, and there are up to"
-        remedy = "take smaller -W and -H" if image is None or recipe.fit else "--fit scales it down"
+        cost = f"a step takes {times:,.0f} to {times**2:,.0f} times as long, and there are up to"
+        remedy = "Take smaller -W and -H" if image is None or recipe.fit else "--fit scales it down"
         own = f"{sd.native_size}x{sd.native_size}, the model's own size"
-        text = f"{size[0]}x{size[1]} is {times:.0f} times as large as {own}"
+        text = f"{size[0]}x{size[1]} is {times:,.0f} times as large as {own}"
         warnings.warn(f"{text}: {cost} {recipe.steps}. {remedy}", stacklevel=3)
     return size
 
