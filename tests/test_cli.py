@@ -20,9 +20,8 @@ import minisd
 from minisd.cli import studio
 from minisd.cli.main import COMMANDS, main
 from minisd.cli.switches import TAKE_BACK, Request, read_line
-from minisd.files import write_file
+from minisd.files import sha256, write_file
 from minisd.recipes.dream import BY_FIELD, FLAGS, dream_line, read_dream
-from minisd.recipes.metadata import sha256
 from minisd.recipes.variations import noise_of, seed_chain, slerp, varied_noise
 
 FAST = ["-s2", "-C4", "-f.5"]

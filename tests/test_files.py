@@ -27,11 +27,10 @@ from minisd.cli import studio
 from minisd.cli.commands import explore, lab
 from minisd.cli.commands.sweep import SHEET, TABLE
 from minisd.cli.main import main
-from minisd.files import writing
+from minisd.files import sha256, writing
 from minisd.images import open_image
 from minisd.observe import Trace, load_trace, save_trace
 from minisd.observe.trace_file import is_trace
-from minisd.recipes.metadata import sha256
 from minisd.recipes.variations import seed_chain
 from minisd.sweeps.drawing import NOTES
 

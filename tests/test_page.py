@@ -12,8 +12,8 @@ from PIL import Image
 import minisd
 from minisd.cli.main import main
 from minisd.cli.switches import read_line
+from minisd.files import sha256
 from minisd.recipes import read_recipe
-from minisd.recipes.metadata import sha256
 from minisd.schedule import SCHEDULES, SIGMAS
 from minisd.stable_diffusion import SD1_LATENT_RGB
 

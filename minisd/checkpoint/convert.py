@@ -3,7 +3,6 @@
 Tensors are read, changed and written one at a time: memory stays far below the size of the model.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -28,7 +27,7 @@ from minisd.checkpoint.tensors import (
     read_tensors,
 )
 from minisd.checkpoint.v_prediction import stated_prediction
-from minisd.files import new_file, open_folder
+from minisd.files import new_file, open_folder, sha256
 
 Progress = Callable[[int, int], object]  # is given the bytes written so far, and all of them
 MARKS = ("v_pred", "ztsnr")  # empty tensors: for v-prediction, and for zero terminal SNR
@@ -114,9 +113,7 @@ def prepare(source: Path, loras: list[tuple[Path, float]], dtype: torch.dtype | 
     entries = dict(sorted(entries.items(), key=lambda entry: -ITEMSIZE[entry[1].dtype]))
     merged = merged_before(metadata)
     for path, weight in loras:
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        merged.append({"file": path.name, "weight": weight, "sha256": sha256})
+        merged.append({"file": path.name, "weight": weight, "sha256": sha256(path)})
     history = {"converted_from": source.resolve().name, **({"loras": merged} if merged else {})}
     # Hashes in the metadata are those of the source's numbers.
     kept = {valid(key): valid(metadata[key]) for key in metadata if "hash" not in key}

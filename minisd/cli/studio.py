@@ -30,6 +30,7 @@ from minisd.files import (
     numbered,
     open_folder,
     png_bytes,
+    sha256,
     write_first,
 )
 from minisd.observe.finite import stop_at_nan
@@ -37,7 +38,7 @@ from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan, steps_after
 from minisd.observe.watch import together
 from minisd.recipes import Job, Recipe, prepare, read_recipe
-from minisd.recipes.metadata import Model, sha256, texts
+from minisd.recipes.metadata import Model, texts
 from minisd.recipes.recipe import name_of
 from minisd.recipes.variations import seed_chain
 from minisd.run import Event, Observer, Result, choose

@@ -11,6 +11,7 @@
   nothing.
 """
 
+from minisd.files.hashes import sha256
 from minisd.files.marks import MARK, is_marked, never, png_bytes
 from minisd.files.places import check_file, check_folder, is_taken, next_number, open_folder
 from minisd.files.writing import (
@@ -37,6 +38,7 @@ __all__ = [
     "numbered",
     "open_folder",
     "png_bytes",
+    "sha256",
     "write_file",
     "write_first",
     "write_named",

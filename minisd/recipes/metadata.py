@@ -4,7 +4,6 @@ They are written so that these programs can read them. Text in a picture comes f
 size is limited, its values are checked, and nothing in it is run or decides where files go.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import iTXt
 
+from minisd.files import sha256
 from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.prompts.syntax import PromptError, escaped, parse
 from minisd.recipes import a1111
@@ -370,11 +370,3 @@ def find_init_image(image: str, wanted: str | None, folder: Path) -> tuple[str, 
         problem = "is not the picture that it was drawn on: its SHA-256 differs"
         return str(files[0]), [f"{files[0]} {problem}"]
     return str(same[0]), []
-
-
-def sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
