@@ -67,8 +67,9 @@ def test_quick(tmp_path):
     assert_close(rows)
     for row in rows[:4]:
         ours, theirs = row["peak"]
-        # The weights are 69 MB; those of diffusers may still be on the disk.
-        assert ours > 50e6 and theirs > 10e6
+        # The weights are 69 MB. Some of them go where the model loaded before was; those of
+        # diffusers may still be on the disk.
+        assert ours > 10e6 and theirs > 10e6
 
 
 @pytest.mark.slow

@@ -34,8 +34,8 @@ def imports_of(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively"
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                modules.add(whole if whole in FILES else str(node.module))
+                module = f"{node.module}.{alias.name}"
+                modules.add(module if module in FILES else str(node.module))
     return {module for module in modules if module in FILES and module != name}
 
 

@@ -252,8 +252,8 @@ def test_the_command_draws_it(tmp_path, monkeypatch, emoji, drawing, image):
     assert main(words[1:]) == 0
     (path,) = tmp_path.glob("outputs/img-samples/*.png")
     assert Image.open(path).tobytes() == recipe.draw(emoji).image.tobytes()
-    again = minisd.read_recipe(path)
-    assert again.draw(emoji).image.tobytes() == recipe.draw(emoji).image.tobytes()
+    read = minisd.read_recipe(path)
+    assert read.draw(emoji).image.tobytes() == recipe.draw(emoji).image.tobytes()
 
 
 def test_metadata_as_text(tmp_path):

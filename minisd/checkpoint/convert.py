@@ -15,7 +15,7 @@ import torch
 from minisd.checkpoint.architecture import build
 from minisd.checkpoint.folder import MARK, read_folder
 from minisd.checkpoint.forms import original_names
-from minisd.checkpoint.load import by_model, read_facts
+from minisd.checkpoint.load import by_model, errors_name, read_facts
 from minisd.checkpoint.lora import Change, read_lora
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES, SCHEDULE_BUFFERS
 from minisd.checkpoint.numbers import DTYPES, INTEGERS, is_finite, read_stored
@@ -82,18 +82,16 @@ def prepare(source: Path, loras: list[tuple[Path, float]], dtype: torch.dtype | 
         tensors, files, metadata = read_folder(source)
     else:
         tensors, metadata = read_tensors(source)
-        tensors = original_names(tensors)
     names = {None: None} | {value: name for name, value in DTYPES.items() if name != "F64"}
     if dtype not in names:
         raise ValueError(f"dtype must be torch.float32, bfloat16 or float16, not {dtype}")
-    try:
+    with errors_name(source):
+        tensors = original_names(tensors)  # of a folder, they have these names already
         parts = by_model({name: t for name, t in tensors.items() if name not in MARKS})
         facts = read_facts(metadata)
         shapes = {part: {name: t.shape for name, t in parts[part].items()} for part in parts}
         build(shapes, facts.get("unet_heads", 8), facts.get("text_heads", 12))
         is_v = (stated_prediction(tensors, metadata, source) or ["eps"])[0] == "v"
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {str(error)[:900]}") from None
     changes: dict[str, list[Change]] = {}
     for file, weight in loras:
         for name, change in read_lora(file, weight, shapes).items():

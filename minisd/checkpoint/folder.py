@@ -98,6 +98,23 @@ def weights_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}/ has no weights that minisd reads, such as {names}")
 
 
+def main_file(path: Path, part: str = "unet") -> Path:
+    """The file itself; the weights file of that model, if the path is a diffusers folder.
+
+    The folder is a whole model's, or the model's own. Its hash names the checkpoint. Raises
+    CheckpointError, OSError.
+    """
+    if not path.is_dir():
+        return path
+    folder = path / part if (path / part).is_dir() else path
+    if (folder / "config.json").is_file():
+        check_config(part, read_json(folder / "config.json"))
+    file = weights_file(folder)
+    if file.suffix == ".json":
+        raise CheckpointError(f"{folder}/ is in several pieces: minisd convert makes one file")
+    return file
+
+
 def weights_in(folder: Path) -> Iterator[tuple[str, tuple[Path, StoredTensor]]]:
     """(name, (file, tensor)) of a model. Raises CheckpointError, OSError."""
     file = weights_file(folder)
@@ -133,11 +150,16 @@ def read_configs(path: Path) -> dict[str, dict[str, Any]]:
     scheduler = path / "scheduler" / "scheduler_config.json"
     configs["scheduler"] = read_json(scheduler) if scheduler.is_file() else {}
     for part, config in configs.items():
-        for key, value in EXPECTED[part].items():
-            if config.get(key, value) != value:
-                setting = f"{part}/ is configured with {key} = {str(config[key])[:50]}"
-                raise CheckpointError(f"{setting}, but SD 1.x has {value}")
+        check_config(part, config)
     return configs
+
+
+def check_config(part: str, config: dict[str, Any]) -> None:
+    """Raises CheckpointError for a configuration that is not SD 1.x's."""
+    for key, value in EXPECTED[part].items():
+        if config.get(key, value) != value:
+            setting = f"{part}/ is configured with {key} = {str(config[key])[:50]}"
+            raise CheckpointError(f"{setting}, but SD 1.x has {value}")
 
 
 def metadata_of(configs: dict[str, dict[str, Any]]) -> dict[str, str]:

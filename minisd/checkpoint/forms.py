@@ -6,6 +6,7 @@ are. An original checkpoint's names pass through unchanged.
 
 import re
 
+from minisd.checkpoint.diffusers_names import names_in_folder
 from minisd.checkpoint.names import PREFIXES
 from minisd.checkpoint.tensors import CheckpointError, StoredTensor
 
@@ -142,12 +143,13 @@ def autoencoder(tensors: Tensors) -> Tensors:
     Raises CheckpointError for another kind of file.
     """
     prefix = PREFIXES["vae"]
+    if any(name.startswith("decoder.up_blocks.") for name in tensors):
+        names = names_in_folder("vae", tensors)
+        tensors = {names.original(name): tensor for name, tensor in tensors.items()}
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     tensors, _ = without_leftovers(original_names(tensors))
     vae = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    if any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in vae):
-        raise CheckpointError("this autoencoder is in the diffusers layout: see minisd convert -h")
     if not any(name.startswith("decoder.up.") for name in vae):
         raise CheckpointError("it holds no autoencoder of SD 1.x")
     return vae

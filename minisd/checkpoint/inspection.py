@@ -1,4 +1,7 @@
-"""What a weights file is, from its names, shapes, metadata and numbers. No model is built."""
+"""What a weights file or diffusers folder is, from names, shapes, metadata and numbers.
+
+No model is built.
+"""
 
 import hashlib
 import math
@@ -9,45 +12,27 @@ from pathlib import Path
 
 import torch
 
+from minisd.checkpoint.folder import read_folder
 from minisd.checkpoint.forms import (
     Tensors,
-    autoencoder,
     is_whole,
     original_names,
     training_averages,
     without_leftovers,
 )
 from minisd.checkpoint.kinds import kind_of_model
-from minisd.checkpoint.load import by_model, schedule_of
+from minisd.checkpoint.known_files import FINGERPRINTS, KNOWN_FILES, owner_of
+from minisd.checkpoint.load import by_model, errors_name, schedule_of
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES
 from minisd.checkpoint.numbers import DTYPES, INTEGERS, is_finite, read_stored
-from minisd.checkpoint.tensors import CheckpointError, read_tensors
+from minisd.checkpoint.tensors import CheckpointError, StoredTensor, read_tensors
 from minisd.checkpoint.v_prediction import stated_prediction
+from minisd.files import sha256
 
 BLOCK = 1 << 20  # bytes that are read at a time to compute hashes
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 COUNTS = {"unet": 686, "vae": 248, "text_encoder": 196}  # weights of SD 1.x
 TRAINING = ("global_step", "epoch", "step", "ss_steps", "ss_epoch")  # metadata
-# SHA-256 of files that many people have, as their publishers state them.
-KNOWN_FILES = {
-    "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": "CompVis's sd-v1-4.ckpt",
-    "14749efc0ae8ef0329391ad4436feb781b402f4fece4883c7ad8d10556d8a36a": "sd-v1-4-full-ema.ckpt",
-    "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516": "v1-5-pruned-emaonly.ckpt",
-    "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa": "v1-5-pruned-emaonly",
-    "e1441589a6f3c5a53f5f54d0975a18a7feb7cdf0b0dee276dfc3331ae376a053": "v1-5-pruned.ckpt",
-    "c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19": "sd-v1-5-inpainting.ckpt",
-    "c6a580b13a5bc05a5e16e4dbb80608ff2ec251a162311590c1f34c013d7f3dab": "vae-ft-mse-840000",
-    "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": "vae-ft-mse-840000",
-    "0b204ad0cae549e0a7e298d803d57e36363760dec71c63109c1da3e1147ec520": "vae-ft-ema-560000",
-    "95f26a5ab04779d5467d1fcecaf93160ffa523afe399b835b3e1bb77ff2d937a": "vae-ft-ema-560000",
-}
-# Fingerprints by which model-toolkit tells whose autoencoder or text encoder a file has: the sum of
-# sigmoid(w) - 1/2 over its weights in float16, compared with SD 1.x's own.
-FINGERPRINTS = {
-    "vae": (17870.7051, 1e4, {0: "SD 1.x's", 869: "SD 2.x's", 2982: "NovelAI's",
-                              155: "Waifu Diffusion 1.4's (1)", 41: "Waifu Diffusion 1.4's (2)"}),
-    "text_encoder": (-2097.8596, 1e6, {0: "SD 1.x's"}),
-}  # fmt: skip
 
 
 @dataclass
@@ -90,17 +75,19 @@ class Inspection:
 
 
 def inspect(path: str | Path, numbers: bool = False) -> Inspection:
-    """What a weights file is. Nothing in it is run, and no model is built.
+    """What a weights file or diffusers folder is. Nothing in it is run, and no model is built.
 
     numbers: also read the whole file, for its hashes and for what its numbers say: a few seconds
     for 4 GB. Raises CheckpointError for other files, and OSError.
     """
     path = Path(path)
-    stored, metadata = read_tensors(path)
-    try:
+    files: dict[str, Path] = {}  # of a folder's tensors
+    if path.is_dir():
+        stored, files, metadata = read_folder(path)
+    else:
+        stored, metadata = read_tensors(path)
+    with errors_name(path):
         tensors = original_names(stored)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     complete = is_whole(tensors)
     rest, leftovers = without_leftovers(tensors) if complete else (tensors, {})
     kind, reason = kind_of_model({name: tensor.shape for name, tensor in rest.items()})
@@ -132,21 +119,21 @@ def inspect(path: str | Path, numbers: bool = False) -> Inspection:
         kind=kind,
         reason=reason,
         format=format_of(path),
-        size=path.stat().st_size,
+        size=sum(file.stat().st_size for file in set(files.values()) or {path}),
         parts=parts,
         prediction=prediction,
         prediction_source=source,
         schedule=schedule_of(tensors, path),
-        position_ids=position_ids(tensors, path),
+        position_ids=position_ids(tensors, files.get(POSITION_IDS, path)),
         averages=sum(name.startswith("model_ema.diffusion_model") for name in tensors),
         leftovers=leftovers,
         training={key: metadata[key] for key in TRAINING if key in metadata},
         metadata=metadata,
-        hashes=quick_hash(path),
+        hashes={} if files else quick_hash(path),
         differences=[],
     )
     if numbers:
-        read_all(result, tensors, path)
+        read_all(result, tensors, path, files)
     result.differences = differences(result)
     return result
 
@@ -175,6 +162,8 @@ def sentence(kind: str, reason: str, parts: dict[str, Part], prediction: str) ->
 
 
 def format_of(path: Path) -> str:
+    if path.is_dir():
+        return "diffusers folder"
     with open(path, "rb") as file:
         head = file.read(9)
     if head.startswith(b"PK"):
@@ -206,23 +195,30 @@ def quick_hash(path: Path) -> dict[str, str]:
 # ---- the numbers ---------------------------------------------------------------------------------
 
 
-def read_all(result: Inspection, tensors: Tensors, path: Path) -> None:
-    """Fill in, in place, what takes reading the whole file."""
-    add_hashes(result, path)
+def read_all(result: Inspection, tensors: Tensors, path: Path, files: dict[str, Path]) -> None:
+    """Fill in, in place, what takes reading the whole file, or all of a folder's files."""
+
+    def read(name: str, tensor: StoredTensor) -> torch.Tensor:
+        return read_stored(files.get(name, path), tensor)
+
+    if files:
+        for file in sorted(set(files.values())):
+            name = f"SHA-256 of {file.relative_to(path)}"
+            result.hashes[name] = sha256(file)
+    else:
+        add_hashes(result, path)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or 0 in tensor.shape:
             continue
-        values = read_stored(path, tensor)
+        values = read(name, tensor)
         if not is_finite(values):
             result.not_finite.append(name)
         elif values.ndim > 1 and not values.any():
             result.zero.append(name)
         elif tensor.dtype != "F16" and values.abs().max() > torch.finfo(torch.float16).max:
             result.too_large.append(name)
-    for part, (base, scale, owners) in FINGERPRINTS.items():
-        distance = abs(fingerprint(part, tensors, path) / base - 1) * scale
-        owner = next((owners[n] for n in owners if n - 1 < distance < n + 2), None)
-        if owner:
+    for part in FINGERPRINTS:
+        if owner := owner_of(part, tensors, read):
             result.known[part] = owner
     if result.averages:
         prefix = PREFIXES["unet"]
@@ -235,7 +231,7 @@ def read_all(result: Inspection, tensors: Tensors, path: Path) -> None:
             return
         moved = total = 0.0
         for name, average in averages.items():
-            weight = read_stored(path, unet[prefix + name]).float()
+            weight = read(prefix + name, unet[prefix + name]).float()
             moved += (read_stored(path, average).float() - weight).square().sum().item()
             total += weight.square().sum().item()
         result.average_distance = math.sqrt(moved / total) if total else None
@@ -262,25 +258,6 @@ def add_hashes(result: Inspection, path: Path) -> None:
         result.hashes["AutoV3"] = data.hexdigest()[:12]
     if digest in KNOWN_FILES:
         result.known["file"] = KNOWN_FILES[digest]
-
-
-def fingerprint(part: str, tensors: Tensors, path: Path) -> float:
-    """The number that FINGERPRINTS has of a part."""
-    if part == "vae":
-        try:
-            chosen = autoencoder(tensors)
-        except CheckpointError:  # it has none
-            return math.inf
-        chosen = {name: t for name, t in chosen.items() if name.startswith(("encoder", "decoder"))}
-    else:
-        prefix = PREFIXES[part]
-        chosen = {n: t for n, t in tensors.items() if n.startswith(prefix) and ".mlp." in n}
-    total = 0.0
-    for tensor in chosen.values():
-        if tensor.dtype in DTYPES and 0 not in tensor.shape:
-            values = read_stored(path, tensor).half().float()
-            total += (torch.sigmoid(values) - 0.5).sum(dtype=torch.float64).item()
-    return total
 
 
 # ---- conclusions ---------------------------------------------------------------------------------

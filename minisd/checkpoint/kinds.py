@@ -28,6 +28,7 @@ def kind_of_file(head: bytes) -> str:
 ONLY = "minisd is for SD 1.x"
 PLAIN = "minisd needs an ordinary SD 1.x checkpoint, for inpainting too"
 COMPLETE = "minisd needs a whole SD 1.x checkpoint in one file"
+FOLDER = f"{COMPLETE}, or the whole diffusers folder"
 VAE = f"{COMPLETE}; --vae takes the autoencoder of this one"
 LORA = f"{COMPLETE}; minisd convert --lora adds this to one"
 WITHOUT = "minisd has no layers for these tensors"
@@ -56,7 +57,7 @@ def kind_of_model(shapes: Shapes) -> tuple[str, str]:
     image_encoder = image_encoder and not open_clip
     lora = has("lora_", "lora.") or has_part(".lora_", ".hada_w1", ".lokr_w1", ".lora.")
     control = has("control_model.", "zero_convs.", "controlnet_")
-    diffusers = has("unet.", "down_blocks.", "encoder.down_blocks.")
+    diffusers_vae = has("encoder.down_blocks.", "decoder.up_blocks.")
     embedding = bool(shapes) and all(re.fullmatch("<.*>", name) for name in shapes)
     for applies, kind, reason in [
         (has("conditioner.embedders"), "an SDXL checkpoint", ONLY),
@@ -83,9 +84,10 @@ def kind_of_model(shapes: Shapes) -> tuple[str, str]:
         (control, "a ControlNet, not a model", COMPLETE),
         (has("ip_adapter.", "image_proj."), "an IP-Adapter, not a model", COMPLETE),
         (has("adapter.body.", "body.0.block1."), "a T2I-Adapter, not a model", COMPLETE),
-        (has("emb_params", "clip_l") or embedding,
+        (has("emb_params", "clip_l", "string_to_param") or embedding,
          "a textual inversion embedding, not a model", COMPLETE),
-        (diffusers, "in the diffusers layout", COMPLETE),
+        (diffusers_vae, "an autoencoder in the diffusers layout", VAE),
+        (has("unet.", "down_blocks."), "a UNet in the diffusers layout", FOLDER),
         (has("encoder.down.", "decoder.up."), "an autoencoder alone", VAE),
         (has("input_blocks.", "diffusion_model.input_blocks."), "a UNet alone", COMPLETE),
         (has("text_model.", "transformer.text_model."), "a text encoder alone", COMPLETE),

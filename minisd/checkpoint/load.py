@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minisd.checkpoint.architecture import build, shortened
-from minisd.checkpoint.folder import read_folder
+from minisd.checkpoint.folder import main_file, read_folder
 from minisd.checkpoint.forms import (
     Tensors,
     autoencoder,
@@ -49,7 +49,7 @@ def load(
     """Load an SD 1.x checkpoint (.ckpt, .safetensors) or diffusers folder; None: minisd's weights.
 
     dtype   of UNet and autoencoder: float32, bfloat16 or float16; the text encoder gets float32
-    vae     a file whose autoencoder replaces the checkpoint's own
+    vae     a file or diffusers folder whose autoencoder replaces the checkpoint's own
     ema     use the training averages of the UNet's weights, if the file holds them
     prediction  what the UNet was trained to predict, "eps" or "v"; None: what the file, its
             metadata, or a .yaml beside it says, else "eps"
@@ -81,9 +81,9 @@ def load(
             other = f"the file's noise schedule is {schedule}"
             warnings.warn(f"{other}; minisd uses SD 1.x's", stacklevel=2)
     if vae is not None:
-        files["vae"] = Path(vae)
         with errors_name(vae):
-            parts["vae"] = weights_of("vae", autoencoder(read_tensors(vae)[0]))
+            files["vae"] = main_file(Path(vae), "vae")
+            parts["vae"] = weights_of("vae", autoencoder(read_tensors(files["vae"])[0]))
     with errors_name(path if vae is None else f"{path} with the autoencoder {vae}"):
         # 4. the architecture: the models, still without memory
         shapes = {part: {name: t.shape for name, t in parts[part].items()} for part in parts}
@@ -109,13 +109,16 @@ def load(
     )
 
 
-def check_device(device: str | torch.device) -> None:
-    """Raises ValueError for a device that does not exist, or that cannot compute."""
+def check_device(device: str | torch.device, name: str = "the device") -> None:
+    """Raises ValueError for a device that does not exist, or that cannot compute.
+
+    name: what the message calls it, such as the switch.
+    """
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device raises an error of its own
         problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the device {device} cannot be used: {problem}") from None
+        raise ValueError(f"{name} {device} cannot be used: {problem}") from None
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """Where checkpoints are: a path, or a name in MINISD_MODELS or in other programs' folders."""
 
 import os
+import warnings
 from itertools import islice
 from pathlib import Path
+
+from minisd.checkpoint.folder import main_file
+from minisd.files import sha256
+from minisd.recipes.metadata import Model
 
 ENDINGS = ("", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MAX_FOLDERS = 1000  # folders below a model folder that are searched
@@ -50,3 +55,26 @@ def find_model(name: str | None) -> Path | None:
     raise FileNotFoundError(
         f"there is no checkpoint named {name}; {hint} (weights/README.md says where to get one)"
     )
+
+
+def find_vae(name: str | None, drawn_with: Model) -> Path | None:
+    """The file of --vae; if that was not typed, the one of a picture's model, if it is here.
+
+    None for the checkpoint's own autoencoder, which `--vae default` names too. Raises
+    FileNotFoundError.
+    """
+    if name == "default":
+        return None
+    if name is not None or not drawn_with.vae:
+        return find_model(name)
+    remedy = f"give its file with --vae (SHA-256 {drawn_with.vae_sha256})"
+    try:
+        path = find_model(drawn_with.vae)
+    except FileNotFoundError:
+        absent = f"the picture was drawn with the autoencoder {drawn_with.vae}"
+        warnings.warn(f"{absent}, which is not here: {remedy}", stacklevel=2)
+        return None
+    if path is not None and not sha256(main_file(path, "vae")).startswith(drawn_with.vae_sha256):
+        other = f"{path} is not the autoencoder that the picture was drawn with"
+        warnings.warn(f"{other}: {remedy}", stacklevel=2)
+    return path

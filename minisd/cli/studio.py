@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from minisd import fast
 from minisd.checkpoint import load
-from minisd.checkpoint.folder import weights_file
+from minisd.checkpoint.folder import main_file
+from minisd.checkpoint.load import check_device
+from minisd.checkpoint.v_prediction import VPredictionUNet
 from minisd.cli.messages import in_words, memory_for, visible
-from minisd.cli.model_files import find_model
+from minisd.cli.model_files import find_model, find_vae
 from minisd.cli.switches import Request
 from minisd.figures.contact_sheet import grid
 from minisd.files import (
@@ -38,12 +40,12 @@ from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan, steps_after
 from minisd.observe.watch import together
 from minisd.recipes import Job, Recipe, prepare, read_recipe
-from minisd.recipes.metadata import Model, texts
+from minisd.recipes.metadata import Model, read_model, texts
 from minisd.recipes.recipe import name_of
 from minisd.recipes.variations import seed_chain
-from minisd.run import Event, Observer, Result, choose
+from minisd.run import Event, Observer, Result
 from minisd.samplers import Step
-from minisd.schedule import sigma_to_t
+from minisd.schedule import sigma_to_t, start_index
 from minisd.stable_diffusion import StableDiffusion
 
 LOG = "minisd_log.txt"
@@ -52,12 +54,19 @@ LOG = "minisd_log.txt"
 def load_model(args: Any) -> StableDiffusion:
     """The model that the switches of add_model_switches choose, set up for speed."""
     device, dtype = args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.dtype
-    path, vae = find_model(args.model), find_model(args.vae)
-    check_device(device)
+    drawn_with = read_model(args.from_picture) if getattr(args, "from_picture", None) else Model()
+    path, vae = find_model(args.model), find_vae(args.vae, drawn_with)
+    check_device(device, "--device")
     remedy = "--dtype bfloat16 needs half as much" if dtype == "float32" else "close other programs"
     with memory_for(f"to load {path or 'the model'} as {dtype}", remedy):
-        parts = {"vae": vae, "ema": args.ema, "prediction": args.prediction}
-        sd = load(path, device=device, dtype=getattr(torch, dtype), **parts)
+        sd = load(
+            path,
+            device=device,
+            dtype=getattr(torch, dtype),
+            vae=vae,
+            ema=drawn_with.ema if args.ema is None else args.ema,
+            prediction=args.prediction or drawn_with.prediction or None,
+        )
         if sd.native_size < 256:
             # Layers this small take less time than handing them to threads. One thread is as fast,
             # and on a busy machine many times faster.
@@ -76,15 +85,6 @@ def load_model(args: Any) -> StableDiffusion:
     return sd
 
 
-def check_device(device: str) -> None:
-    """Raises ValueError for a device that does not exist, or that cannot compute."""
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each kind of device raises an error of its own
-        problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"--device {device} cannot be used: {problem}") from None
-
-
 class Studio:
     """A model, loaded when it is first needed, and the pictures that were drawn with it."""
 
@@ -100,17 +100,24 @@ class Studio:
         return load_model(self.args)
 
     @cached_property
-    def checkpoint_hash(self) -> Future[str]:
-        """The checkpoint's SHA-256, computed in the background: a large file takes seconds."""
+    def hashes(self) -> Future[tuple[str, str]]:
+        """The SHA-256 of the checkpoint and of the other autoencoder, if there is one.
+
+        They are computed in the background: a large file takes seconds.
+        """
+        path, vae = self.sd.path, self.sd.vae_path
+
+        def compute() -> tuple[str, str]:
+            return sha256(main_file(path)), sha256(main_file(vae, "vae")) if vae else ""
+
         pool = ThreadPoolExecutor(1)
-        path = self.sd.path  # of a diffusers folder, the UNet's file counts
-        future = pool.submit(sha256, weights_file(path / "unet") if path.is_dir() else path)
+        future = pool.submit(compute)
         pool.shutdown(wait=False)
         return future
 
     def prepare(self, recipe: Recipe) -> Job:
         """Check the recipe's names before the model is loaded, then get it ready to draw."""
-        choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
+        recipe.functions()
         for path in (recipe.image, recipe.mask):
             if path is not None and not Path(path).exists():
                 raise FileNotFoundError(f"there is no file {path}")
@@ -126,12 +133,22 @@ class Studio:
     @cached_property
     def facts(self) -> Model:
         """What pictures say about the model. Waits for the checkpoint's hash."""
+        sd = self.sd
         try:
-            checkpoint = self.checkpoint_hash.result()
+            checkpoint, vae = self.hashes.result()
         except OSError as error:
             warnings.warn(f"pictures will not name the checkpoint: {in_words(error)}", stacklevel=2)
-            checkpoint = ""
-        return Model(self.sd.name, checkpoint, self.dtype, version("minisd"))
+            checkpoint = vae = ""
+        return Model(
+            sd.name,
+            checkpoint,
+            self.dtype,
+            version("minisd"),
+            vae=sd.vae_path.name if sd.vae_path else "",
+            vae_sha256=vae,
+            ema=sd.ema,
+            prediction="v" if isinstance(sd.unet, VPredictionUNet) else self.args.prediction or "",
+        )
 
     def texts(self, recipe: Recipe, size: tuple[int, int]) -> dict[str, str]:
         """The text chunks of this recipe's picture; size: width and height in pixels."""
@@ -155,7 +172,7 @@ class Studio:
         folder = check_folder(request.outdir)
         job = self.prepare(request.recipe)
         open_folder(folder)
-        self.checkpoint_hash  # noqa: B018 (starts now, and is ready when the picture is)
+        self.hashes  # noqa: B018 (starts now, and is ready when the picture is)
         print(describe_steps(job.recipe))
         first_number, images, paths = next_number(folder), [], []
 
@@ -300,10 +317,11 @@ class Progress:
 
     def __init__(self, job: Job, label: str):
         recipe = job.recipe
-        strength = 1 if job.image is None else recipe.strength
-        steps_run = plan(recipe.steps, strength, recipe.sampler, recipe.schedule).steps_run
+        start = 0 if job.image is None else start_index(recipe.steps, recipe.strength)
         title = f"{label or 'drawing'}, seed {recipe.seed}"
-        self.bar = tqdm(total=steps_run, desc=title, disable=None, leave=False, file=sys.stderr)
+        self.bar = tqdm(
+            total=recipe.steps - start, desc=title, disable=None, leave=False, file=sys.stderr
+        )
 
     def __enter__(self) -> "Progress":
         return self

@@ -46,6 +46,8 @@ HELP = {
               "(--paste: put them back)"),
     "variations": ("SEED:WEIGHT,...", "move the noise of -S towards the noise of these seeds"),
     "normalize": (None, "do not scale a blend's weights to sum to 1 (--normalize: do)"),
+    "clip_skip": ("N", "end N - 1 layers before the text encoder's last, as AUTOMATIC1111 counts: "
+                  "1 is none (1)"),
     "options": ("OPTION=VALUE", "an option of the sampler, such as eta=0.5; may be repeated"),
 }  # fmt: skip
 OF_IMAGE = ("image", "strength", "mask", "fit", "paste")  # fields that need an init image
@@ -174,7 +176,7 @@ def add_model_switches(parser: argparse.ArgumentParser) -> None:
         help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
     add("--vae", metavar="FILE",
         help="take the autoencoder of this file, such as vae-ft-mse-840000-ema-pruned")  # fmt: skip
-    add("--ema", action="store_true",
+    add("--ema", action=argparse.BooleanOptionalAction,
         help="take the training averages (model_ema.*) for the UNet")  # fmt: skip
     add("--prediction", choices=["eps", "v"],
         help="what the UNet was trained to predict (what the file says, else eps)")  # fmt: skip
@@ -275,6 +277,11 @@ def check_text(prompt: str) -> None:
 def without_empty_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that were typed: argparse has a None for a prompt that was not."""
     return {name: v for name, v in values.items() if name != "prompt" or v is not None}
+
+
+def refuse(args: argparse.Namespace) -> bool:
+    """Whether a run stops when the noise added is not what the network expects."""
+    return not getattr(args, "wrong_anyway", False)
 
 
 def recipes_from(args: argparse.Namespace) -> list[Recipe]:

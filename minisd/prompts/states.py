@@ -3,11 +3,14 @@
 InvokeAI 2.2: ldm/modules/encoders/modules.py, WeightedFrozenCLIPEmbedder.
 """
 
+import copy
 import math
 import warnings
+from collections import OrderedDict
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisd.prompts.syntax import Fragment, parse
 from minisd.stable_diffusion import StableDiffusion
@@ -34,6 +37,24 @@ def text_states(sd: StableDiffusion, prompt: str, normalize: bool = True) -> tup
     states = [part_states(sd, part.fragments) for part in parts]
     blend = sum((w * z for w, z in zip(weights, states, strict=True)), torch.zeros(()))
     return blend, negative
+
+
+def with_clip_skip(sd: StableDiffusion, clip_skip: int) -> StableDiffusion:
+    """The same models, but the text states come from an earlier layer of the text encoder.
+
+    clip_skip: 1 is the last layer, 2 the one before it, and so on; the final normalisation stays.
+    AUTOMATIC1111: modules/sd_hijack_clip.py, encode_with_transformers. Raises ValueError.
+    """
+    if clip_skip == 1:
+        return sd
+    layers = sd.text_encoder.encoder.layers
+    if not 1 <= clip_skip <= len(layers):
+        limit = f"the text encoder has {len(layers)} layers"
+        raise ValueError(f"clip skip must be between 1 and {len(layers)}, not {clip_skip}: {limit}")
+    shorter = copy.copy(sd.text_encoder)  # the modules are shared
+    shorter._modules = dict(shorter._modules)
+    shorter.encoder = nn.Sequential(OrderedDict(layers=layers[: 1 - clip_skip]))
+    return replace(sd, text_encoder=shorter)
 
 
 def part_states(sd: StableDiffusion, fragments: list[Fragment]) -> Tensor:

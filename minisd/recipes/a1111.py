@@ -18,7 +18,7 @@ from minisd.recipes.dream import BY_FIELD, OutOfRange, read_value
 from minisd.recipes.recipe import INIT_IMAGE, Recipe
 from minisd.schedule import SCHEDULES
 
-FIELDS = {"Steps": "steps", "CFG scale": "guidance", "Seed": "seed"}
+FIELDS = {"Steps": "steps", "CFG scale": "guidance", "Seed": "seed", "Clip skip": "clip_skip"}
 OWN_PROMPT = "minisd prompt"  # the key of a prompt that has no form in AUTOMATIC1111's syntax
 PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 EXTRA_NETWORK = re.compile(r"\s*<\w+:[^<>]+>")
@@ -29,7 +29,7 @@ PROGRAM_KEYS = ("App", "Version")
 
 
 def write(prompt: str, settings: Mapping[str, Any]) -> str:
-    """The text, without the settings that are None.
+    """The text of a prompt and its settings; a setting of None is left out.
 
     Weights are written as (words:1.3). If the prompt does not read back as it is, such as a blend,
     the prompt is plain words, and the settings hold it in minisd's syntax too.

@@ -84,6 +84,7 @@ SWITCHES = (
     Switch("paste", ("--no_paste",), None),
     Switch("variations", ("-V", "--with_variations"), seed_weights),
     Switch("normalize", ("-x", "--skip_normalize"), None),
+    Switch("clip_skip", ("--clip-skip", "--clip_skip"), between(1, 40, int)),
     Switch("options", ("--set",), option_value),
 )
 BY_FIELD = {switch.field: switch for switch in SWITCHES}

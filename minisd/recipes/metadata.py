@@ -59,12 +59,28 @@ INVOKEAI_KEYS = {
 
 
 class Model(NamedTuple):
-    """What a picture says about the model that drew it."""
+    """What a picture says about the model that drew it; empty if it does not say."""
 
-    name: str
-    sha256: str
-    dtype: str
-    version: str  # of minisd
+    name: str = ""
+    sha256: str = ""  # of the checkpoint's file
+    dtype: str = ""
+    version: str = ""  # of minisd
+    vae: str = ""  # the name of the file whose autoencoder replaced the checkpoint's own
+    vae_sha256: str = ""
+    ema: bool = False  # whether the UNet had the training averages of its weights
+    prediction: str = ""  # "eps" or "v": what the UNet predicts, if chosen or not eps
+
+    def switches(self) -> list[str]:
+        """The command line's switches that load the same models from the checkpoint."""
+        words = ["--vae", self.vae] if self.vae else []
+        words += ["--ema"] if self.ema else []
+        return words + (["--prediction", self.prediction] if self.prediction else [])
+
+    def extras(self) -> dict[str, str]:
+        """What was not loaded as the checkpoint has it, as a picture's texts name it."""
+        values = {"VAE hash": self.vae_sha256, "VAE": self.vae}
+        values |= {"EMA": "True" if self.ema else "", "Prediction": self.prediction}
+        return {key: value for key, value in values.items() if value}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -110,6 +126,7 @@ def invokeai_metadata(
         "app_id": "minisd",
         "app_version": model.version,
         "dtype": model.dtype,
+        **model.extras(),
         "image": image,
     }
 
@@ -129,6 +146,8 @@ def a1111_parameters(
         "Model": model.name,
         "Denoising strength": recipe.strength if recipe.image else None,
         "Init image hash": init_hash[:10] if init_hash else None,
+        "Clip skip": recipe.clip_skip if recipe.clip_skip != 1 else None,
+        **model.extras(),
         "RNG": "CPU",
         "Version": f"minisd {model.version}",
     }
@@ -161,6 +180,38 @@ def read_recipe(source: str | Path) -> Recipe:
     if isinstance(source, str) and is_metadata(source):
         return to_recipe(chunks_of_text(source), "the text", Path())
     return to_recipe(read_chunks(Path(source)), str(source), Path(source).parent)
+
+
+def read_model(path: str | Path) -> Model:
+    """What minisd wrote in a picture about the model. Raises ValueError, OSError as read_recipe."""
+    return model_in(read_chunks(Path(path)))
+
+
+def model_in(chunks: Mapping[str, str]) -> Model:
+    """The same of the text chunks. All values come from a stranger: they are checked or cut."""
+    try:
+        if "Dream" in chunks or "sd-metadata" in chunks:
+            stored = json.loads(chunks.get("sd-metadata", "{}"))
+        else:
+            rows = chunks.get("parameters", "").strip().split("\n")
+            stored = dict(a1111.PAIR.findall(rows[a1111.settings_row(rows)]))
+    except (ValueError, RecursionError):
+        return Model()
+    if not isinstance(stored, dict):
+        return Model()
+    if stored.get("app_id") != "minisd" and "minisd" not in str(stored.get("Version"))[:8]:
+        return Model()
+
+    def text(key: str) -> str:
+        return str(stored.get(key, ""))[:200].strip('"')
+
+    return Model(
+        *map(text, ("model_id", "model_hash", "dtype", "app_version")),
+        vae=Path(text("VAE")).name,  # a picture must not choose a folder
+        vae_sha256=text("VAE hash"),
+        ema=text("EMA") == "True",
+        prediction=text("Prediction") if text("Prediction") in ("eps", "v") else "",
+    )
 
 
 def is_metadata(text: str) -> bool:
@@ -230,6 +281,8 @@ def to_recipe(chunks: Mapping[str, str], source: str, folder: Path) -> Recipe:
             raise ValueError("there is no text named Dream, sd-metadata or parameters")
         fields, more_notes = usable(reading.fields)
         notes = [*reading.notes, *more_notes]
+        if words := model_in(chunks).switches():
+            notes.append(f"it was drawn with {' '.join(words)[:300]}")
         if fields.get("image"):
             fields["image"], more_notes = find_init_image(
                 fields["image"], reading.init_hash, folder

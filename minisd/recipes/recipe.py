@@ -21,7 +21,7 @@ from minisd.images import Picture, is_transparent, open_image, resize
 from minisd.img2img import img2img
 from minisd.inpaint import inpaint, keep_mask, share_redrawn
 from minisd.more_samplers.guidance_rules import guidance_rule
-from minisd.prompts.states import text_states
+from minisd.prompts.states import text_states, with_clip_skip
 from minisd.prompts.syntax import escaped
 from minisd.recipes.variations import varied_noise
 from minisd.run import Observer, Result, choose
@@ -59,12 +59,12 @@ class Recipe:
     fit: bool = False  # scale the init image to fit inside width x height
     paste: bool = True  # inpainting: put the kept pixels back
     normalize: bool = True  # scale a blend's weights to sum to 1
+    clip_skip: int = 1  # AUTOMATIC1111's count: 2 leaves out the text encoder's last layer
     variations: tuple[tuple[int, float], ...] = ()  # (seed, weight): move the noise towards it
     dialect: str = "minisd"
     options: Mapping[str, Any] = field(default_factory=dict)  # the sampler's, such as eta
-    notes: tuple[str, ...] = field(
-        default=(), compare=False
-    )  # what read_recipe could not carry over
+    # What read_recipe could not carry over.
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         start_index(self.steps, self.strength)
@@ -72,6 +72,8 @@ class Recipe:
             side = getattr(self, name)
             if side is not None and side < 1:
                 raise ValueError(f"{name} must be 1 or more, not {side}")
+        if self.clip_skip < 1:
+            raise ValueError(f"clip_skip must be 1 or more, not {self.clip_skip}")
         if self.dialect != "minisd":
             raise ValueError(f"there is no dialect named {self.dialect!r}; choose from minisd")
         if isinstance(self.guidance, int | float) and not math.isfinite(self.guidance):
@@ -85,6 +87,17 @@ class Recipe:
         if not isinstance(self.guidance, int | float):
             raise ValueError(f"the scale of a guidance rule is a number, not {self.guidance}")
         return guidance_rule(self.guidance_rule, self.guidance)
+
+    def functions(self) -> tuple[Sampler, Schedule, float | GuidanceRule]:
+        """The sampler with its options, the schedule, and the guidance, as a run uses them.
+
+        Raises ValueError for an unknown name or option, OSError if a FILE.py cannot be read.
+        """
+        sampler, schedule, guidance = choose(self.sampler, self.schedule, self.guidance_used)
+        if self.options:
+            check_options(self, sampler)
+            sampler = partial(sampler, **self.options)
+        return sampler, schedule, guidance
 
     def draw(
         self,
@@ -134,6 +147,8 @@ class Recipe:
             words += ["--schedule", name_of(self.schedule)]
         if not self.normalize:
             words.append("-x")
+        if self.clip_skip != 1:
+            words += ["--clip-skip", f"{self.clip_skip}"]
         if self.variations:
             words += ["-V", ",".join(f"{seed}:{weight!r}" for seed, weight in self.variations)]
         for option, value in self.options.items():
@@ -175,10 +190,7 @@ class Job:
 
     def draw(self, observe: Observer | None = None) -> Result:
         recipe = self.recipe
-        sampler, schedule, guidance = choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
-        if recipe.options:
-            check_options(recipe, sampler)
-            sampler = partial(sampler, **recipe.options)
+        sampler, schedule, guidance = recipe.functions()
         settings: dict[str, Any] = {
             "steps": recipe.steps,
             "sampler": sampler,
@@ -244,8 +256,9 @@ def prepare(
     if match := A1111_SYNTAX.search(recipe.prompt):
         note = f"{match[0]!r} in the prompt is AUTOMATIC1111's syntax: here it is plain words"
         warnings.warn(note, stacklevel=2)
-    context, words = text_states(sd, recipe.prompt, normalize=recipe.normalize)
-    uncond = sd.text_states(" ".join(filter(None, (words, recipe.negative_prompt))))
+    reader = with_clip_skip(sd, recipe.clip_skip)
+    context, words = text_states(reader, recipe.prompt, normalize=recipe.normalize)
+    uncond = reader.text_states(" ".join(filter(None, (words, recipe.negative_prompt))))
     if recipe.seed is None:
         recipe = replace(recipe, seed=random.SystemRandom().randrange(2**32 - 1))
     return Job(sd, recipe, init_image, keep, size, context, uncond)

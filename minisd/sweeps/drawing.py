@@ -22,7 +22,7 @@ from minisd.observe.plan import plan
 from minisd.observe.watch import together
 from minisd.recipes.metadata import Model
 from minisd.recipes.recipe import Job, Recipe, name_of
-from minisd.run import Result, choose, encode
+from minisd.run import Result, encode
 from minisd.sweeps.axes import file_word
 from minisd.sweeps.lockstep import lockstep
 
@@ -187,6 +187,6 @@ def draw_together(jobs: Sequence[Job], refuse: bool = True) -> list[Result]:
 
 
 def check_names(recipes: Sequence[Recipe]) -> None:
-    """Raises ValueError or OSError for a sampler, schedule or guidance rule that is not there."""
+    """Raises ValueError or OSError for a name or an option that is not there."""
     for recipe in recipes:
-        choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
+        recipe.functions()

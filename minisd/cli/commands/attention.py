@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"strength {recipe.strength:g} runs no step: there is no attention")
     with torch.inference_mode():
         pictures = [to_pil(sd.vae.decode(x0)) for x0 in x0_list]
-    guidance = recipe.guidance
-    guidance = f"{guidance:g}" if isinstance(guidance, int | float) else name_of(guidance)
-    title = f"{recipe.prompt} -s {recipe.steps} -S {recipe.seed} -C {guidance}"
+    title = f"{recipe.prompt} -s {recipe.steps} -S {recipe.seed} -C {name_of(recipe.guidance)}"
     title += f" -A {name_of(recipe.sampler)} -f {recipe.strength:g}: attention to each word"
     sheet = attention_strip(maps, pictures, title)
     texts = sheets.texts(title, [recipe], studio.facts) | studio.texts(recipe, job.size)

@@ -17,7 +17,7 @@ from minisd.images import is_transparent, open_image
 from minisd.recipes import Recipe, prepare
 from minisd.recipes.dream import BY_FIELD, between, option_value
 from minisd.recipes.recipe import name_of
-from minisd.run import Event, choose
+from minisd.run import Event
 from minisd.samplers import Step
 from minisd.schedule import start_index
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("explore needs a picture to draw on: -I FILE")
     check_folder(".")
     path = None if args.output is None else check_file(args.output, PAGE, [recipe.image])
-    choose(recipe.sampler, recipe.schedule, recipe.guidance_used)
+    recipe.functions()
     prompt_texts(recipe.prompt)
     picture = open_image(recipe.image)
     if is_transparent(picture):
@@ -96,9 +96,8 @@ def run(args: argparse.Namespace) -> int:
 def command(recipe: Recipe, args: argparse.Namespace) -> str:
     """The shell line that makes the same page again."""
     assert recipe.image is not None
-    guidance = recipe.guidance
     words = ["-I", Path(recipe.image).name, "-s", f"{recipe.steps}", "-S", f"{recipe.seed}"]
-    words += ["-C", f"{guidance:g}" if isinstance(guidance, int | float) else name_of(guidance)]
+    words += ["-C", name_of(recipe.guidance)]
     words += ["--guidance-rule", recipe.guidance_rule] if recipe.guidance_rule else []
     words += ["-A", name_of(recipe.sampler)]
     if args.strengths != STRENGTHS:

@@ -23,7 +23,7 @@ METADATA = ("modelspec.", "ss_base", "ss_sd_model_name", "ss_output", "ss_networ
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", help="a weights file, by path or by name")
+    add("file", metavar="FILE", help="a weights file, by path or by name, or a diffusers folder")
     add("--json", action="store_true", help="print JSON instead")
     text = "also read all numbers: hashes, NaN, zeros, training averages; seconds for 4 GB"
     add("--numbers", action="store_true", help=text)
@@ -59,7 +59,7 @@ def rows(result: Inspection, numbers: bool) -> list[tuple[str, str]]:
         table.append(("averages", f"{result.averages} tensors{distance}"))
     if result.leftovers:
         table.append(("left over", describe_leftovers(result.leftovers)))
-    table += [("hash", f"{digest} ({HASHES[kind]})") for kind, digest in result.hashes.items()]
+    table += [("hash", f"{digest} ({HASHES.get(kind, kind)})") for kind, digest in result.hashes.items()]
     table += [("known", f"{PARTS.get(n, n)}: {owner}") for n, owner in result.known.items()]
     if numbers:
         table.append(("NaN or Inf", listed_names(result.not_finite)))

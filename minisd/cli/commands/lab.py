@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from minisd.lab.report import page
 from minisd.lab.subject import Subject
 from minisd.recipes import Recipe
 from minisd.recipes.dream import between, guidance_value, option_value
-from minisd.recipes.recipe import check_options
 from minisd.run import lookup
 from minisd.samplers import SAMPLERS, Sampler
 from minisd.schedule import SCHEDULES, levels_of
@@ -73,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     # Mistakes are reported before anything is measured.
     page_file = check_file(args.html, "page.html") if args.html else None
     options = {name: value for option in args.options for name, value in option.items()}
-    function = lookup("sampler", args.sampler, SAMPLERS)
-    check_options(Recipe("", sampler=args.sampler, options=options), function)
-    sampler = partial(function, **options)
+    sampler, _, _ = Recipe("", sampler=args.sampler, options=options).functions()
     others = {name: lookup("sampler", name, SAMPLERS) for name in args.compare}
     schedule = lookup("schedule", args.schedule, SCHEDULES)
     for steps in (*STEPS, args.reference) if others else ():

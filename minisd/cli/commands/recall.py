@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minisd.cli.messages import in_words, visible
 from minisd.recipes import read_recipe
+from minisd.recipes.metadata import read_model
 
 HELP = "print the command that draws a picture again"
 
@@ -22,14 +23,17 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     for file in args.files:
         try:
-            recipe = read_recipe(Path(file))
+            recipe, model = read_recipe(Path(file)), read_model(file)
         except (ValueError, OSError) as error:
             status = 1
             warnings.warn(in_words(error), stacklevel=1)
             continue
         for note in recipe.notes:
             warnings.warn(f"{file}: {note}", stacklevel=1)
-        print(" ".join(map(quoted, shlex.split(recipe.command()))))
+        words = shlex.split(recipe.command())
+        end = -2 if recipe.full_prompt.startswith("-") else len(words)  # the prompt follows `--`
+        words[end:end] = model.switches()
+        print(" ".join(map(quoted, words)))
     return status
 
 

@@ -17,6 +17,7 @@ from minisd.cli.switches import (
     add_model_switches,
     add_recipe_switches,
     recipes_from,
+    refuse,
 )
 from minisd.figures.sheet import PALE, column, text_image
 from minisd.figures.strips import ROWS, strip_sheet
@@ -69,10 +70,6 @@ def run(args: argparse.Namespace) -> int:
         texts |= studio.texts(job.recipe, job.size)
     print(sheets.save(sheet, args, f"{recipes[0].seed}.strip.png", texts))
     return 0
-
-
-def refuse(args: argparse.Namespace) -> bool:
-    return not getattr(args, "wrong_anyway", False)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from minisd.cli import sheets
-from minisd.cli.commands.strip import refuse
 from minisd.cli.messages import memory_for
 from minisd.cli.studio import Studio
-from minisd.cli.switches import add_model_switches, add_recipe_switches, recipes_from
+from minisd.cli.switches import (
+    add_model_switches,
+    add_recipe_switches,
+    recipes_from,
+    refuse,
+)
 from minisd.figures.contact_sheet import sweep_sheet
 from minisd.files import check_file, check_folder, open_folder, png_bytes, write_named
 from minisd.recipes import Job
