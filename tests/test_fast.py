@@ -14,10 +14,12 @@ import minisd
 from minisd import fast
 from minisd.fast import strips
 from minisd.fast.halves import share_halves
+from minisd.observe.ledger import Ledger
 
 PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_the_documented_example(tmp_path, monkeypatch, tiny_path):
     """The docstring's lines run as written, with a small model under the file name there."""
     (tmp_path / "sd-v1-4.ckpt").write_bytes(tiny_path.read_bytes())
@@ -112,6 +114,7 @@ def test_other_batches_are_computed_as_they_are(recorded, tiny, difference):
     assert set(sizes.values()) == {len(x)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_halves_of_a_packed_model(monkeypatch, tiny_path, dtype):
     """The same bits as without sharing, and activations stay in oneDNN's layout."""
@@ -174,8 +177,12 @@ def test_compiled_unet_computes_the_same():
         before = sd.unet(*inputs)
         fast.compile(sd, backend="eager", fullgraph=True)
         assert torch.allclose(sd.unet(*inputs), before, atol=1e-5)
+        with Ledger(sd) as ledger:  # observers see the calls, and are not compiled
+            sd.unet(*inputs)
+        assert ledger.calls == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep memory")
 def test_kept_memory_is_not_fetched_anew():
     """Counts the pages of 4 kB that the system hands out for the same 64 MB, ten times over."""
