@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Waiting threads give their core away. Otherwise those of another test worker wait for them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -38,7 +41,8 @@ QUICK_CASES = 3
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test with many cases, plain `pytest` runs a few, evenly spread; `pytest -m ""` runs all.
 
-    Runs before the selection by markers: the other cases become slow.
+    Runs before the selection by markers: the other cases become slow. Tests of the model of full
+    size go to one worker, which makes that model once.
     """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -50,6 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for i, item in enumerate(group):
                 if i not in quick:
                     item.add_marker("slow")
+    for item in items:
+        if isinstance(item, pytest.Function) and "sd1_path" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("full size"))
 
 
 @pytest.fixture(scope="session")

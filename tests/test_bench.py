@@ -84,6 +84,7 @@ def test_others(tmp_path):
     assert_close(rows)
 
 
+@pytest.mark.slow
 def test_trace_cost_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["trace_cost", "--runs", "1"])
     trace_cost.main()

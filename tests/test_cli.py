@@ -72,6 +72,7 @@ def test_nothing_is_overwritten(folder):
     assert not list(samples.glob(".*"))
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing(folder):
     """In a process of its own, where no file may grow beyond 1000 bytes: the system refuses that as
     it refuses to write to a full disk."""
@@ -312,6 +313,7 @@ def test_shell_switches_are_defaults_at_the_prompt(folder, monkeypatch, capsys):
 words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words,
@@ -354,6 +356,7 @@ def test_any_line_is_read_as_written(prompt, switches, glued):
     assert minisd.Recipe(**fields) == wanted and notes == []
 
 
+@pytest.mark.slow
 @settings(max_examples=3000)
 @given(st.text("fire-sSIfvAn 10.:\",#'\\!=_", max_size=40))
 def test_any_line_is_understood_or_refused(line):
@@ -370,6 +373,7 @@ def test_any_line_is_understood_or_refused(line):
 # ---- metadata ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_round_trip(folder, capsys):
     """minisd -> PNG -> recall -> minisd gives the same bytes."""
     Image.new("RGB", (70, 50), "orange").save("with space's.png")
@@ -486,6 +490,7 @@ def test_options_are_added_and_taken_back():
     assert read_line(line, base).recipe.options == {"order": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -117,6 +117,7 @@ def test_wrong_lists_of_seeds(emoji, seeds):
 # ---- rounding ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads(emoji, first, threads):
     """With one number of threads the bits are the same; with another there is rounding."""

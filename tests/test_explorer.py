@@ -194,6 +194,7 @@ def test_data_of_the_page(name, steps, strengths, request):
             assert ledger["sigma_expected"] == pytest.approx(sigma, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
     [
@@ -211,6 +212,7 @@ def test_other_settings(tmp_path, switches):
     assert data["words"] == [] and [run["steps_run"] for run in data["runs"]] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_the_page_s_own_command_makes_the_same_page(tmp_path, monkeypatch):
     page = make_small_page(tmp_path / "page.html", "red apple")
     monkeypatch.chdir(SKETCH.parent)  # the command names the init image without its folder

@@ -187,6 +187,7 @@ def test_a_name_that_is_taken_after_the_check(folder, monkeypatch):
     assert names_in(folder) == ["a.png"] and Path("a.png").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Unix")
 @pytest.mark.parametrize("moment", ["fsync", "link"])
 def test_a_killed_program_leaves_no_half_file(folder, moment):
@@ -513,6 +514,7 @@ def test_mistakes_leave_no_folder(drawing):
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_named_files_of_minisd_are_replaced(drawing):
     """A command with --to can be repeated; its folder is created."""
     for strength in (0.5, 1):
@@ -769,6 +771,7 @@ def test_a_checkpoint_that_is_removed_during_the_drawing(drawing, monkeypatch, e
     assert capsys.readouterr().err.count("will not name the checkpoint") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_s_pictures_hold_their_recipes(drawing, capsys):
     run("sweep 'fire, noto' -I in.png -f 0.5,1 -s 2,4 -S 1 -C 4 --to out")
     capsys.readouterr()
@@ -790,6 +793,7 @@ def test_a_sweep_s_pictures_hold_their_recipes(drawing, capsys):
     assert len(lines) == 4 and '"fire, noto" -s 4 -S 1 -C 4.0 -I in.png -A k_lms -f 1.0' in lines
 
 
+@pytest.mark.slow
 def test_sheets_hold_their_settings(drawing, emoji):
     run("strip 'fire [smoke]' -I in.png -f 0.5 -s 4 -S 3 -C 4 --to one.png")
     run("strip fire -I in.png -f 0.5,1 -s 4 -S 3 -C 4 --to two.png")

@@ -47,6 +47,7 @@ def equals_claim(value, claim: str) -> bool:
     return value == expected
 
 
+@pytest.mark.slow
 def test_the_page_in_order(tmp_path, monkeypatch):
     lines = python_lines()
     assert sum(claim is not None for _, claim in lines) == 15
@@ -84,6 +85,7 @@ def test_claims_are_compared_by_their_digits(value, claim, equal):
     assert equals_claim(value, claim) == equal
 
 
+@pytest.mark.slow
 def test_the_python_of_see_every_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(ROOT / "tests")

@@ -120,6 +120,7 @@ def test_observers_see_the_mask(emoji, picture):
     assert [type(event) for event in events] == expected
 
 
+@pytest.mark.slow
 def test_guidance_rule_and_both_keep_the_picture_too(emoji, picture):
     """Where the picture is kept, a rule of one's own and `predict_eps.both` get the known noise."""
     events = []

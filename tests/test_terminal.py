@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import minisd
+from minisd.cli import main as main_module
 from minisd.cli.commands.prompt import checked, one_line, read_lines
 from minisd.cli.completion import completions
 from minisd.cli.main import main
@@ -540,3 +541,27 @@ def test_tab_at_a_terminal(folder):
     assert terminal.quit() == 0
     recipe = minisd.read_recipe(folder / "outputs/img-samples/000001.3.png")
     assert str(recipe.image) == "my pictures/a b.png"
+
+
+@pytest.mark.parametrize("place", ["Parser", "did_you_mean", "visible", "print_warning", "version"])
+def test_ctrl_c_at_any_moment_is_one_line(place, monkeypatch, capsys):
+    """Also before a command runs: while its switches are made, and in an answer without one."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, place, interrupted)
+    lines = {
+        "Parser": ["explain"],
+        "did_you_mean": ["imgimg"],
+        "visible": ["imgimg"],
+        "print_warning": ["explain", "--schedule", f"{__file__}:too_high"],
+        "version": ["--version"],
+    }
+    assert main(lines[place]) == 130
+    assert capsys.readouterr().err == "\nminisd: stopped\n"
+
+
+def too_high(steps: int) -> list[float]:
+    """A schedule with a level that the network was not trained on."""
+    return [20.0 - 20 * i / steps for i in range(steps + 1)]
