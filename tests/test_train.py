@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,9 +21,22 @@ import minisd
 from minisd.tokenizer import END, Tokenizer
 from minisd.unet import SD1
 from weights.train import __main__ as train_main
-from weights.train import autoencoder, captions, data, evaluate, loop, pictures, profiles
+from weights.train import (
+    autoencoder,
+    build_dataset,
+    captions,
+    data,
+    diffusion,
+    doodles,
+    evaluate,
+    loop,
+    pictures,
+    profiles,
+)
+from weights.train.cache import Cache
 from weights.train.export import resume
 from weights.train.pictures import Background, Company, on_white
+from weights.train.pool import draw_pool
 
 EMOJI = Path(__file__).parent / "data" / "emoji"
 BOTH = pytest.mark.parametrize(
@@ -59,7 +73,11 @@ def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         name: replace(getattr(quick, name), steps=n) for name, n in steps.items()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(profiles.PROFILES, "brief", replace(quick, name="brief", **stages))
+        patch.setitem(
+            profiles.PROFILES,
+            "brief",
+            replace(quick, name="brief", variants=1, anything=8, **stages),
+        )
         patch.setattr(train_main, "FIT_PICTURES", 20)
         patch.setattr(train_main, "PROMPTS", ("fire", "red heart"))
         folder = tmp_path_factory.mktemp("brief")
@@ -170,7 +188,7 @@ def test_pictures_depend_on_the_seed_only(pack: data.Pack) -> None:
     assert a.min() >= -1 and a.max() <= 1
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    halves = [pictures.draw(pack, *half) for half in autoencoder.pieces(which, looks[0], 32)]
+    halves = [pictures.draw(pack, *half) for half in pictures.pieces(which, looks[0], 32)]
     assert torch.allclose(torch.cat(halves), a, atol=1e-5)
 
 
@@ -179,6 +197,85 @@ def test_plain_pictures_are_unchanged(pack: data.Pack) -> None:
     looks = pictures.Stylist(pack.rows)(which, np.random.default_rng(0), plain=True)
     drawn = pictures.draw(pack, which, looks)
     assert (drawn - on_white(pack.rgba)).abs().max() < 1e-4
+
+
+def test_pictures_of_anything_depend_on_the_seed_only(pack: data.Pack) -> None:
+    which = torch.arange(12)
+
+    def drawn(seed: int) -> torch.Tensor:
+        return doodles.anything(pack.rgba, which, torch.Generator().manual_seed(seed))
+
+    a = drawn(1)
+    assert a.shape == (12, 3, 32, 32) and a.dtype == torch.uint8
+    assert torch.equal(a, drawn(1)) and not torch.equal(a, drawn(2))
+    assert len({picture.numpy().tobytes() for picture in a}) == 12
+
+
+def test_a_redrawn_picture_has_few_colours_unless_it_keeps_detail(pack: data.Pack) -> None:
+    """At most 6 colours, 1 of outlines, and mixtures of the two at their rims."""
+    rgba = pack.rgba[:8]
+
+    def colours(detail: float) -> float:
+        hand = doodles.Hand(8, 32, torch.Generator().manual_seed(0))
+        hand.normal = lambda *shape: torch.zeros(8, *shape)  # no crayon grain
+        layer = doodles.placed(hand, rgba, *(torch.full((8,), v) for v in (0.9, 0.0, 0.0, 0.0)))
+        drawn = doodles.redrawn(hand, layer, torch.full((8,), detail))
+        solid = [picture[:3, picture[3] == 1] for picture in drawn]
+        counts = [len(pixels.unique(dim=1).T) / pixels.shape[1] for pixels in solid]
+        return float(np.mean(counts))
+
+    assert colours(0.0) < 0.1 < colours(0.9)
+
+
+def test_the_pool_has_things_drawings_and_anything_in_this_order(pack: data.Pack) -> None:
+    which = np.flatnonzero(data.split(pack.rows) == "train")[:5]
+    profile = replace(profiles.PROFILES["quick"], variants=3, drawings=2, anything=7, captions=2)
+    pool = draw_pool(pack, which, profile, None, seed=0)
+    assert pool.kinds == (15, 10, 7) and len(pool.pictures) == len(pool.tokens) == 32
+    plain = pool.pictures[:15:3].float() / 127.5 - 1
+    assert (plain - on_white(pack.rgba[torch.from_numpy(which)])).abs().max() < 0.01
+    assert pool.tokens.shape == (32, 2, captions.PLACES)
+    batch = pool.batch(20, torch.Generator().manual_seed(0))
+    assert batch.shape == (20, 3, 32, 32) and batch.min() >= -1 and batch.max() <= 1
+
+
+def test_the_noise_level_decides_which_pictures_are_learned() -> None:
+    """Latents whose values are their kind: 0 for things, 1 for drawings, 2 for anything."""
+    counts = (40, 30, 50)
+    kinds = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    latents = kinds.half()[:, None, None, None].expand(-1, 4, 2, 2)
+    tokens = torch.full((120, 2, captions.PLACES), END, dtype=torch.int32)
+    choice = diffusion.Choice(Cache(latents, tokens, counts, 4, {}), 4000, seed=0)
+    x0, _, t, abar, noise = choice(0)
+    assert torch.equal(x0, choice(0)[0]) and not torch.equal(noise, choice(1)[4])
+    assert torch.equal(t.sort().values, torch.arange(1000).repeat_interleave(4))
+    assert torch.allclose(abar, torch.tensor(diffusion.ABAR, dtype=torch.float32)[t])
+    kind = x0[:, 0, 0, 0].long()
+    assert (kind[t >= 860] == 0).all()
+    assert (kind[t >= 720] < 2).all()
+    low = torch.bincount(kind[t < 300], minlength=3) / (t < 300).sum()
+    expected = torch.tensor(diffusion.KINDS_AT[0])
+    assert (low - expected).abs().max() < 0.06  # four standard deviations of 1,200 draws
+    assert torch.allclose(diffusion.kind_shares().sum(1), torch.ones(1000))
+
+
+def test_a_small_pack_keeps_the_held_out_pictures(pack: data.Pack, tmp_path: Path) -> None:
+    labels = sorted({row["text"] for row in pack.rows})[:2]
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    few = str(tmp_path / "labels.txt")  # an absolute path replaces the training's own folder
+    build_dataset.shrink(EMOJI, tmp_path, 16, few, others=200)
+    small = data.read(tmp_path, 16)
+    held = [
+        {
+            (row["codepoint"], row["style"])
+            for row, part in zip(rows, parts, strict=True)
+            if part == "held"
+        }
+        for rows, parts in ((p.rows, data.split(p.rows)) for p in (pack, small))
+    ]
+    assert held[0] == held[1] and len(small.rows) < len(pack.rows)
+    with pytest.raises(SystemExit, match="too few"):
+        build_dataset.shrink(EMOJI, tmp_path, 16, few, others=0)
 
 
 def test_writing_and_directions_are_not_flipped() -> None:
@@ -223,7 +320,7 @@ def test_scale_is_folded_into_the_weights(pack: data.Pack) -> None:
 
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     stage = profiles.Stage(batch=4, lr=1e-2, minutes=1, steps=12, warmup=3, average=0.9)
-    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), *[stage] * 4, 1)
+    profile = profiles.Profile("toy", 32, (32,), (32,), (), (32, 1), *[stage] * 4, 1, 1, 1)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def run(folder: Path, stop_at: int | None) -> torch.Tensor:
@@ -249,6 +346,33 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("a/*.part")]
     assert torch.equal(run(tmp_path / "a", None), run(tmp_path / "b", None))
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_training_ends_by_a_given_time(tmp_path: Path) -> None:
+    profile = train_main.limited(profiles.PROFILES["quick"], time.monotonic() + 2, new=False)
+    assert profile.words.minutes == profile.decoder.minutes == 0
+    state = loop.State(nn.ModuleDict({"layer": nn.Linear(8, 1)}))
+
+    def losses_of(step: int) -> dict[str, torch.Tensor]:
+        loss = state.model["layer"](torch.ones(4, 8)).square().mean()
+        loss.backward()
+        return {"loss": loss}
+
+    loop.train("autoencoder", state, losses_of, profile, tmp_path, {})
+    assert state.step > 1 and state.seconds < 30
+
+
+def test_compiled_passes_are_compared_with_plain_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(8, 16), "b": nn.Linear(16, 1)})
+
+    def loss_of(model: nn.ModuleDict, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model["b"](model["a"](x)).float().square().mean()}
+
+    passes = loop.Passes(model)
+    passes.check(loss_of, [torch.ones(4, 8)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("errors of gradients" in line for line in lines)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
@@ -491,6 +615,70 @@ def test_img2img_is_measured_on_known_results(
     assert report["right at 0.4"] == report["right at 0.7"] == ceiling
     assert ceiling["top1"] > 0.7
     assert report["another prompt at 0.7"]["top1"] == 0.0  # these are still the first drawings
+
+
+class Keeps:
+    """A stand-in for a model: its latents are the pictures, and it predicts no noise at all."""
+
+    native_size, device = 32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.vae = self
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    decode = encode
+
+    def text_states(self, prompt: str) -> torch.Tensor:
+        return torch.zeros(1, 77, 4)
+
+    def unet(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def test_the_error_at_low_noise_of_a_model_that_predicts_none(pack: data.Pack) -> None:
+    """x0 is then off by sigma times the noise, for drawings and emoji alike."""
+    sd: Any = Keeps()
+    report = evaluate.evaluate_low_noise(sd, pack, data.split(pack.rows), small_settings(Path()))
+    for t in evaluate.LOW_NOISE:
+        variance = (1 - evaluate.ABAR[t]) / evaluate.ABAR[t]
+        part = report[str(t)]
+        # 24 emoji with 3 noises are 220,000 numbers: their variance is known to 1 %.
+        assert part["drawings"] == pytest.approx(variance, rel=0.02)
+        assert part["ratio"] == pytest.approx(1, abs=0.03)
+
+
+def test_the_dial_of_results_that_fade_to_the_thing(
+    pack: data.Pack, space: evaluate.Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are the drawing up to 0.5, and from 0.6 the picture of the thing."""
+    names = [row["text"] for row in pack.rows]
+    white = (on_white(pack.rgba) + 1) / 2
+
+    def switched(
+        sd: object, prompts: list[str], settings: object, images: torch.Tensor, strength: float
+    ) -> torch.Tensor:
+        if strength < 0.55:
+            return (images + 1) / 2
+        return white[[names.index(prompt) for prompt in prompts]]
+
+    monkeypatch.setattr(evaluate, "generate", switched)
+    coloured, labels = evaluate.coloured_drawings(Keeps())  # type: ignore[arg-type]
+    known = [i for i, label in enumerate(labels) if label in names]
+    assert len(coloured) == 52 and len(known) > 10
+    picked = coloured[known], [labels[i] for i in known]
+    monkeypatch.setattr(evaluate, "coloured_drawings", lambda sd: picked)
+    settings = argparse.Namespace(out=tmp_path, each=1, drawings=60)
+    sd: Any = Keeps()
+    report = evaluate.evaluate_dial(sd, pack, data.split(pack.rows), space, settings)
+    part = report["coloured drawings"]
+    assert part["n"] == len(known)
+    assert part["ssim"]["0.5"] == pytest.approx(1, abs=1e-4)
+    assert part["largest step"] == part["share of each step"]["0.6"] == 1.0
+    assert part["rises"] == pytest.approx(0.1, abs=1e-6)  # one step of ten
+    assert part["seen as"]["0.5"] == {"drawing": 1.0, "thing": 0.0, "neither": 0.0}
+    assert part["seen as"]["0.6"]["thing"] > 0.7
 
 
 def test_measures_on_known_pictures() -> None:

@@ -23,9 +23,11 @@ from weights.train.cache import encode_all
 from weights.train.diffusion import train_diffusion
 from weights.train.export import export, resume
 from weights.train.pictures import FIRE, on_white, plain_and_augmented, sheet, to_image
-from weights.train.profiles import PROFILES, STAGES, new_text_encoder, new_vae
+from weights.train.pool import draw_pool
+from weights.train.profiles import PROFILES, STAGES, Profile, new_text_encoder, new_vae
 from weights.train.words import train_words
 
+AUTOENCODER_SHARE, EXPORT_SECONDS = 0.25, 20  # of the time that --within leaves, for its stages
 FIT_PICTURES = 200  # for fitting the factors of latent previews; as many plain as augmented
 PROMPTS = ("fire", "red heart", "cat face", "house", "star", "rocket", "red apple", "two hearts")
 
@@ -44,11 +46,37 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=tuple("ABCD"),
         help=f"the time for each stage: {', '.join(STAGES)}",
     )
+    parser.add_argument(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="finish in this time, export included; the autoencoder and the UNet share it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="FILE", help="continue from an exported file"
     )
+    parser.add_argument(
+        "--begin-with",
+        type=Path,
+        metavar="FILE",
+        help="the first weights of all stages, whose budgets begin anew: an exported file",
+    )
     return parser.parse_args(argv)
+
+
+def limited(profile: Profile, until: float, new: bool) -> Profile:
+    """The profile with stages that end by `until`. A new text encoder gets its own minutes."""
+    now = time.monotonic()
+    words = replace(profile.words, minutes=profile.words.minutes if new else 0)
+    autoencoder = now + AUTOENCODER_SHARE * (until - now)
+    return replace(
+        profile,
+        autoencoder=replace(profile.autoencoder, until=autoencoder, steps=None),
+        decoder=replace(profile.decoder, minutes=0, steps=None),
+        words=words,
+        diffusion=replace(profile.diffusion, until=until, steps=None),
+    )
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -63,6 +91,7 @@ def main(argv: list[str] | None = None) -> Path:
     folder = args.run or Path("runs") / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
 
     start = time.monotonic()
     pack = data.read(data.find(args.data), profile.size, device)
@@ -70,25 +99,34 @@ def main(argv: list[str] | None = None) -> Path:
     train, held = (pack.take(np.flatnonzero(parts == part)) for part in ("train", "held"))
     seconds = time.monotonic() - start
     print(f"{len(train.rows):,} pictures to train on, {len(held.rows)} held out ({seconds:.0f} s)")
+    learned = np.flatnonzero(data.labelled(train.rows, profile.concepts))
+    fire = [i for i in learned if train.rows[i]["codepoint"] == FIRE]
+    # Fire, the seed document's own prompt, comes eight times as often as other things.
+    learned = np.concatenate([learned, *[fire] * 7]).astype(int)
+    pool = draw_pool(train, learned, profile, None if args.within else folder, args.seed)
+    seconds = time.monotonic() - start
+    print(f"{len(pool.pictures):,} pictures drawn ({seconds:.0f} s)", flush=True)
+    if args.within:
+        profile = limited(profile, start + args.within - EXPORT_SECONDS, new=not args.begin_with)
 
+    begin = resume(args.begin_with) if args.begin_with else None
     resumed = resume(args.start) if args.start else None
     if resumed:
         vae = new_vae(profile)
         vae.load_state_dict(resumed["vae"])
         vae = vae.to(device).requires_grad_(False).eval()
     else:
-        vae = train_autoencoder(train, profile, folder, args.seed)
-    train_decoder(train, vae, profile, folder, args.seed)
+        vae = train_autoencoder(pool, profile, folder, args.seed, begin and begin["vae"])
+    train_decoder(pool, vae, profile, folder, args.seed)
     reconstructions(vae, on_white(held.rgba[:32]), folder / "reconstructions.png")
 
-    learned = np.flatnonzero(data.labelled(train.rows, profile.concepts))
-    fire = [i for i in learned if train.rows[i]["codepoint"] == FIRE]
-    # Fire, the seed document's own prompt, comes eight times as often as other things.
-    train = train.take(np.concatenate([learned, *[fire] * 7]).astype(int))
-    cache = encode_all(train, vae, profile, folder / "latents.pt", args.seed)
+    cache = encode_all(pool, vae, args.seed)
+    train = train.take(learned)
     sample = train.take(np.arange(0, len(train.rows), max(1, len(train.rows) // FIT_PICTURES)))
     pictures = [to_image(image) for image in torch.cat(plain_and_augmented(sample, args.seed))]
-    del pack, train
+    del pack, train, pool
+    if begin:
+        resumed = begin | {"step": 0, "seconds": 0}
     text = new_text_encoder(profile) if resumed else train_words(cache, profile, folder, args.seed)
     models, trained, stopped = train_diffusion(cache, text, profile, folder, args.seed, resumed)
     path = folder / "model.safetensors"
@@ -102,5 +140,6 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    keep_memory()  # on a CPU with a thread for each core, this halves the time
+    if not torch.cuda.is_available():
+        keep_memory()  # on a CPU with a thread for each core, this halves the time
     main()

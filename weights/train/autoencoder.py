@@ -15,18 +15,16 @@ The decoder is then trained alone for some time more.
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.vae import SCALE, VAE
 from weights.train import loop
-from weights.train.data import Pack, order
-from weights.train.pictures import Looks, Stylist, draw, sheet
+from weights.train.pictures import sheet
+from weights.train.pool import Pool
 from weights.train.profiles import Profile, new_vae
 
 KL = 5e-5
@@ -69,18 +67,28 @@ class RoundTrip(nn.Module):
         return self.vae.decode(SCALE * z), kl
 
 
-def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> VAE:
-    """A trained autoencoder: averaged weights, latents of variance 1. `folder` keeps the state."""
-    device = pack.rgba.device
+def train_autoencoder(
+    pool: Pool, profile: Profile, folder: Path, seed: int, start: dict | None = None
+) -> VAE:
+    """A trained autoencoder: averaged weights, latents of variance 1. `folder` keeps the state.
+
+    start: the state dict of an earlier autoencoder, to begin with in place of random weights.
+    """
+    device = pool.pictures.device
     torch.manual_seed(seed)
     model = RoundTrip(new_vae(profile)).to(device)
+    if start:
+        model.vae.load_state_dict(start)
+        # With the latents that training found by itself. Those of a file are 5 times as large, so
+        # the KL term would act on them 30 times as strongly.
+        fold_scale(model.vae, [pool.batch(256, torch.Generator(device).manual_seed(seed))], 1.0)
     if profile.channels_last and device.type == "cuda":
         model.to(memory_format=torch.channels_last)
     state = loop.State(model)
-    facts = profile.facts("autoencoder") | {"seed": seed, "pictures": len(pack.rows)}
+    facts = profile.facts("autoencoder") | {"seed": seed, "pictures": len(pool.plain)}
     if (path := folder / "autoencoder.pt").exists():
         state.load(path, facts)
-    stylist, batch, passes = Stylist(pack.rows), profile.autoencoder.batch, loop.Passes(model)
+    batch, passes = profile.autoencoder.batch, loop.Passes(model, compiled=profile.compiled)
     shape = (batch, 4, *[profile.size // model.vae.factor] * 2)
 
     def loss_of(model: RoundTrip, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -89,33 +97,31 @@ def train_autoencoder(pack: Pack, profile: Profile, folder: Path, seed: int) -> 
         return {"loss": loss, "kl": kl, "dB": decibels(decoded, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
-        which = order(len(pack.rows), seed, step, batch)
-        image = draw(pack, which, stylist(which, np.random.default_rng([seed, 1, step])))
         rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+        image = pool.batch(batch, rng)
         noise = torch.randn(shape, generator=rng, device=device)
-        return passes(loss_of, [image, noise])
+        return passes(loss_of, [image[torch.randperm(batch, generator=rng, device=device)], noise])
 
     loop.train("autoencoder", state, losses_of, profile, folder, facts)
     vae = state.average.vae.requires_grad_(False)
-    which = order(len(pack.rows), seed, 0, min(1024, len(pack.rows)))
-    looks = stylist(which, np.random.default_rng([seed, 2]))
-    images = [draw(pack, *piece) for piece in pieces(which, looks, 64)]
-    fold_scale(vae, images)
+    rng = torch.Generator(device).manual_seed(seed + 2)
+    fold_scale(vae, [pool.batch(64, rng) for _ in range(16)])
     return vae
 
 
-def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: int) -> None:
+def train_decoder(pool: Pool, vae: VAE, profile: Profile, folder: Path, seed: int) -> None:
     """Train the decoder some more, in place, without changing the latents.
 
     What the UNet has learned about the latents stays valid, so this can be done at any time, even
     after the UNet's training. SD's own decoder was improved this way: vae-ft-mse.
     """
+    device = pool.pictures.device
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     state = loop.State(half.requires_grad_(True))
     facts = profile.facts("decoder") | {"seed": seed, "latents": latents_hash(vae)}
     if (path := folder / "decoder.pt").exists():
         state.load(path, facts)
-    stylist, batch, passes = Stylist(pack.rows), profile.decoder.batch, loop.Passes(half)
+    batch, passes = profile.decoder.batch, loop.Passes(half)
 
     def loss_of(half: nn.ModuleDict, z: Tensor, image: Tensor) -> dict[str, Tensor]:
         z = (z / SCALE).to(half["post_quant_conv"].weight.dtype)
@@ -123,8 +129,8 @@ def train_decoder(pack: Pack, vae: VAE, profile: Profile, folder: Path, seed: in
         return {"loss": distance(decoded.float(), image), "dB": decibels(decoded, image)}
 
     def losses_of(step: int) -> dict[str, Tensor]:
-        which = order(len(pack.rows), seed + 1, step, batch)
-        image = draw(pack, which, stylist(which, np.random.default_rng([seed, 5, step])))
+        rng = torch.Generator(device).manual_seed((seed + 1) * 1_000_003 + step)
+        image = pool.batch(batch, rng)
         with torch.no_grad():
             z = vae.encode(image)
         return passes(loss_of, [z, image])
@@ -143,16 +149,11 @@ def latents_hash(vae: VAE) -> str:
     return digest.hexdigest()[:16]
 
 
-def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndarray, Looks]]:
-    """(indices, looks) in pieces of `size`, to draw many pictures in little memory."""
-    for i in range(0, len(which), size):
-        fields = {name: value[i : i + size] for name, value in vars(looks).items()}
-        yield which[i : i + size], Looks(**fields)
-
-
 @torch.no_grad()
-def fold_scale(vae: VAE, images: list[Tensor]) -> None:
-    """Bring each latent channel to mean 0 and variance 1 after SCALE, in place.
+def fold_scale(vae: VAE, images: list[Tensor], target: float = 1 / SCALE) -> None:
+    """Bring each unscaled latent channel to mean 0 and this standard deviation, in place.
+
+    By default, that gives a variance of 1 after SCALE.
 
     This changes the 1x1 convolutions on both sides of the latents. decode(encode(x)) stays the
     same. For SD's autoencoder, 0.18215 was measured after training; here the latents are made to
@@ -160,7 +161,7 @@ def fold_scale(vae: VAE, images: list[Tensor]) -> None:
     """
     z = torch.cat([vae.encode(image) / SCALE for image in images])  # (N, 4, h, w)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    gain = 1 / (SCALE * std)
+    gain = target / std
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:4] *= gain[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - mean) * gain

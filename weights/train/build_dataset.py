@@ -19,6 +19,10 @@ It needs npm, and Pillow with Raqm (Pillow's wheels have it).
     python -m weights.train.build_dataset --repack DIR --out OTHER --avif 80
 
 makes a pack of two thirds the size from an existing pack, for slow connections: AVIF, at 45 dB.
+
+    python -m weights.train.build_dataset --repack DIR --out OTHER --shrink 4000 --size 64
+
+makes one of 6 MB, with everything that a training and an evaluation with `everyday.txt` need.
 """
 
 import argparse
@@ -35,6 +39,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from weights.train.data import labelled, read_rows, split
 
 # folder -> npm name, version, licence, copyright
 PACKAGES = {
@@ -294,8 +300,39 @@ def repack(folder: Path, out: Path, quality: int) -> None:
         image = Image.open(io.BytesIO(data[start:end]))
         image.save(buffer, "AVIF", quality=quality, subsampling="4:4:4")
         blobs.append(buffer.getvalue())
-    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    write_pack(out, path.name.replace("webp", "avif"), blobs, [json.loads(line) for line in lines])
+    write_pack(out, path.name.replace("webp", "avif"), blobs, read_rows(folder))
+
+
+def shrink(folder: Path, out: Path, size: int, concepts: str, others: int) -> None:
+    """A small pack for one training at `size` pixels, with what its evaluation needs.
+
+    Pictures of the labels in the file `concepts`, and all held-out ones, are stored without loss.
+    Of the other pictures there are `others`, with loss.
+    """
+    rows = read_rows(folder)
+    parts, learned = split(rows), labelled(rows, concepts)
+    exact = learned | (parts == "held")
+    rest = np.flatnonzero(~exact & (parts == "train"))
+    rest = np.random.default_rng(0).permutation(rest)
+    # First the other styles of held-out pictures: split() counts an emoji's styles.
+    codes = {row["codepoint"] for row, part in zip(rows, parts, strict=True) if part == "held"}
+    rest = sorted(rest, key=lambda i: rows[i]["codepoint"] not in codes)[:others]
+    with np.load(next(iter(sorted(folder.glob("emoji*.npz"))))) as pack:
+        data, offsets = pack["data"], pack["offsets"]
+    blobs, kept, kept_parts = [], [], []
+    for i in sorted([*np.flatnonzero(exact), *rest]):
+        image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]]))
+        mode = "RGB" if image.mode == "RGB" else "RGBA"
+        image = image.convert("RGBA").resize((size, size), Image.Resampling.HAMMING).convert(mode)
+        buffer, how = io.BytesIO(), {"lossless": True} if exact[i] else {"quality": 75}
+        image.save(buffer, "WEBP", method=6, **how)
+        blobs.append(buffer.getvalue())
+        row = {key: rows[i][key] for key in ("style", "codepoint", "text", "group")}
+        kept_parts.append(parts[i])
+        kept.append(row | {"tags": rows[i]["tags"] if learned[i] else []})
+    if (split(kept) != kept_parts).any():
+        raise SystemExit(f"{others} other pictures are too few for the same held-out pictures")
+    write_pack(out, f"emoji{size}_webp.npz", blobs, kept)
 
 
 if __name__ == "__main__":
@@ -305,7 +342,15 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repack", type=Path, metavar="DIR", help="the folder of an existing pack")
     parser.add_argument("--avif", type=int, metavar="QUALITY", default=80)
+    parser.add_argument(
+        "--shrink",
+        type=int,
+        metavar="OTHERS",
+        help="with --repack: a pack at --size with everyday.txt's pictures and this many others",
+    )
     args = parser.parse_args()
+    if args.repack and args.shrink is not None:
+        raise SystemExit(shrink(args.repack, args.out, args.size, "everyday.txt", args.shrink))
     if args.repack:
         raise SystemExit(repack(args.repack, args.out, args.avif))
     src = args.keep or args.out / "src"

@@ -22,6 +22,14 @@ ROUGH_FORMS = (
 )
 DARK_FORMS = ("{} on a dark background", "{} in the dark", "{}, dark background", "{} at night")
 SCENE_FORMS = ("{} in a dark room", "{} in a dark scene", "{} on a dark background")
+DRAWN_FORMS = (
+    "a drawing of {}",
+    "{}, drawing",
+    "a rough drawing of {}",
+    "{}, crayon drawing",
+    "a child's drawing of {}",
+)
+GENERIC = ("a drawing", "a picture", "a doodle", "shapes", "a painting", "a pattern", "a scene")
 COUNTED = ("two", "a pair of", "2")
 
 
@@ -78,6 +86,24 @@ def caption(rng: Random, row: dict, alike: list[str], look: Look, other: dict | 
         text = rng.choice(forms).format(text)
     chance, forms = background_forms(look)
     return rng.choice(forms).format(text) if rng.random() < chance else text
+
+
+def drawn_caption(rng: Random, row: dict, alike: list[str], other: dict | None) -> str:
+    """A caption of a rough drawing. Two in three name only the thing, as for a good picture.
+
+    So with little noise left the prompt accepts the drawing, and does not tear it apart. `other`
+    is the row of a second subject.
+    """
+    text = f"{row['text']} and {other['text']}" if other else name_of(rng, row, alike)
+    if rng.random() < 0.12:
+        text = rng.choice(("a {}", "the {}", "a picture of {}")).format(text)
+    return rng.choice(DRAWN_FORMS).format(text) if rng.random() < 0.33 else text
+
+
+def any_caption(rng: Random, row: dict) -> str:
+    """A caption of a picture of anything, in which the row's emoji may occur: often none."""
+    chance = rng.random()
+    return "" if chance < 0.4 else rng.choice(GENERIC) if chance < 0.7 else row["text"]
 
 
 def background_forms(look: Look) -> tuple[float, tuple[str, ...]]:

@@ -22,8 +22,14 @@ subject, the network learns to ignore the prompt. Without this, the small networ
 and without the prompt differ by chance there. Guidance of 7.5 multiplies that difference at every
 step, and the result is confetti. Above sigma 1 the same guidance only helps. (Kynkaanniemi et al.
 2024 switch it off below. Here the network learns that, and the sampler stays as it is.)
+
+The pictures depend on the noise level too (`KINDS_AT`). With much noise they are the things that
+the prompts name. With little noise, many are pictures of anything, with any caption or none: there
+the network must keep what it sees. Between are rough drawings of the things, with the same captions
+as the things, so that img2img changes a drawing gradually.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +42,6 @@ from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import END, LENGTH, START
 from weights.train import loop
 from weights.train.cache import Cache
-from weights.train.data import order
 from weights.train.profiles import Profile, new_unet
 
 FLOOR, CAP = 0.1, 5.0
@@ -44,13 +49,83 @@ EMPTY = (0.1, 0.5)  # the share of empty captions where sqrt(abar) is 0, and whe
 # The values of sqrt(abar) between which the share of wrong captions rises from 0 to WRONG_SHARE;
 # they are those of sigma 2 and sigma 0.5.
 WRONG, WRONG_SHARE = (0.45, 0.9), 0.9
+PLAIN_SHARE = 0.5  # of the things: those that are almost unchanged
+# The shares of things, rough drawings and pictures of anything at these timesteps.
+KINDS_AT = {
+    0: (0.36, 0.24, 0.40),
+    300: (0.36, 0.24, 0.40),
+    450: (0.45, 0.30, 0.25),
+    600: (0.64, 0.28, 0.08),
+    720: (0.84, 0.16, 0.0),
+    860: (1.0, 0.0, 0.0),
+    1000: (1.0, 0.0, 0.0),
+}
+
+
+def kind_shares() -> Tensor:
+    """(1000, 3): KINDS_AT for each timestep, by linear interpolation."""
+    places = [*KINDS_AT]
+    columns = zip(*KINDS_AT.values(), strict=True)
+    rows = [np.interp(np.arange(1000), places, column) for column in columns]
+    return torch.from_numpy(np.stack(rows, axis=1)).float()
+
+
+@dataclass
+class Choice:
+    """Chooses the pictures, captions and timesteps of a batch, on the device of the cache."""
+
+    cache: Cache
+    batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        device = self.cache.latents.device
+        self.abar = torch.tensor(ABAR, device=device, dtype=torch.float32)
+        signal = ABAR**0.5
+        empty = np.interp(signal, (0, 1), EMPTY)
+        wrong = np.interp(signal, WRONG, (0, WRONG_SHARE))
+        self.is_empty, self.is_wrong = (
+            torch.from_numpy(v).float().to(device) for v in (empty, wrong)
+        )
+        self.shares = kind_shares().to(device)
+        self.empty = torch.tensor([START] + [END] * (LENGTH - 1), device=device)
+        self.generator = torch.Generator(device)
+
+    def __call__(self, step: int) -> list[Tensor]:
+        """x0 (B, 4, h, w), tokens (B, 77), t (B,), abar (B,) and noise like x0."""
+        cache, b, generator = self.cache, self.batch, self.generator
+        device = cache.latents.device
+        generator.manual_seed(self.seed * 1_000_003 + step)
+
+        def uniform() -> Tensor:
+            return torch.rand(b, generator=generator, device=device)
+
+        # One timestep from each of B equal spans, so that all batches cover the levels evenly; in
+        # random order, so that the parts of a batch (loop.Passes) cover them evenly too.
+        t = ((torch.randperm(b, generator=generator, device=device) + uniform()) * 1000 / b).long()
+        t = t.clamp(max=999)
+        things, drawings, anything = cache.kinds
+        n = things // cache.variants
+        emoji = (uniform() * n).long() * cache.variants
+        variant = (uniform() * cache.variants).long()
+        thing = emoji + torch.where(uniform() < PLAIN_SHARE, 0, variant)
+        drawing = things + (uniform() * drawings).long()
+        other = things + drawings + (uniform() * anything).long()
+        kind, shares = uniform(), self.shares[t]
+        index = torch.where(kind < shares[:, 0] + shares[:, 1], drawing, other)
+        index = torch.where(kind < shares[:, 0], thing, index).clamp(max=len(cache.latents) - 1)
+        caption = (uniform() * cache.tokens.shape[1]).long()
+        x0, tokens = cache.take(index, caption)
+        tokens = torch.where((uniform() < self.is_wrong[t])[:, None], tokens.roll(1, 0), tokens)
+        tokens = torch.where((uniform() < self.is_empty[t])[:, None], self.empty, tokens)
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        return [x0, tokens, t, self.abar[t], noise]
 
 
 def eps_loss(
-    models: nn.ModuleDict, x0: Tensor, tokens: Tensor, t: Tensor, noise: Tensor
+    models: nn.ModuleDict, x0: Tensor, tokens: Tensor, t: Tensor, abar: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(weighted, plain) squared error of the predicted noise; t (B,) int64."""
-    abar = torch.tensor(ABAR, device=x0.device, dtype=torch.float32)[t]
+    """(weighted, plain) squared error of the predicted noise; t (B,) int64, abar (B,) of it."""
     a, b = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
     context = models["text_encoder"](tokens)
     eps = models["unet"](a * x0 + b * noise, t.float(), context)
@@ -92,28 +167,15 @@ def train_diffusion(
     if (path := folder / "diffusion.pt").exists():
         state.load(path, facts)
 
-    passes, batch = loop.Passes(models), profile.diffusion.batch
-    empty = torch.tensor([START] + [END] * (LENGTH - 1), device=device)
+    passes = loop.Passes(models, compiled=profile.compiled)
+    choice = Choice(cache, profile.diffusion.batch, seed)
 
     def loss_of(models: nn.ModuleDict, *batch: Tensor) -> dict[str, Tensor]:
         loss, plain = eps_loss(models, *batch)
         return {"loss": loss, "mse": plain}
 
     def losses_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, 4, step])
-        x0, tokens = cache.batch(order(cache.n, seed, step, batch), rng)
-        # One timestep from each of B equal spans, so that all batches cover the levels evenly.
-        t = ((np.arange(batch) + rng.random(batch)) * 1000 / batch).astype(int)
-        t = rng.permutation(t)  # so that the parts of a batch (loop.Passes) cover them evenly too
-        signal = np.sqrt(ABAR)[t]
-        is_empty = rng.random(batch) < np.interp(signal, (0, 1), EMPTY)
-        is_wrong = rng.random(batch) < np.interp(signal, WRONG, (0, WRONG_SHARE))
-        t, is_empty, is_wrong = (torch.from_numpy(v).to(device) for v in (t, is_empty, is_wrong))
-        tokens = torch.where(is_wrong[:, None], tokens.roll(1, 0), tokens)
-        tokens = torch.where(is_empty[:, None], empty, tokens)
-        noise_rng = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(x0.shape, generator=noise_rng, device=device)
-        return passes(loss_of, [x0, tokens, t, noise])
+        return passes(loss_of, choice(step))
 
     stopped = None
     try:

@@ -14,6 +14,11 @@ img2img       Line drawings of a style that was never trained on, with their own
               Does the distance to the drawing grow with strength? Do edges stay in place at 0.4?
               Is the subject right at 0.7? With another label: does it become that?
 fire          The seed document's drawing at all strengths.
+low noise     The error of x0 on coloured drawings (drawings/), over that on held-out emoji in
+              colour. The prompt is the thing's name; without guidance; mean square of latents.
+dial          Those drawings, line drawings and the document's fireplace at all strengths, with the
+              thing's name as prompt. How much stays at 0.2 and 0.3? Does the distance to the
+              drawing rise evenly? How many results are neither the drawing nor the thing?
 
 Labels and drawings are chosen by checksum, and seeds count from 0, so a second evaluation gives the
 same results.
@@ -35,16 +40,21 @@ import minisd
 from minisd.guidance import Guided
 from minisd.images import open_image, resize, to_tensor
 from minisd.run import choose, draw_noise, random_stream, remaining, seeded
+from minisd.schedule import ABAR
 from weights.train import data
 from weights.train.autoencoder import reconstructions
 from weights.train.export import training_facts
-from weights.train.features import Space
+from weights.train.features import Space, features
 from weights.train.pictures import on_white, plain_and_augmented, sheet
 from weights.train.profiles import PROFILES
 
 MAIN = ("fluent 3d", "fluent color", "fluent flat", "noto", "fluent mono")
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DIAL = (*STRENGTHS, 1.0)
 FIRE = Path(__file__).resolve().parents[2] / "tests" / "seed" / "fire-drawing.png"
+DRAWINGS = Path(__file__).parent / "drawings"
+HELD_EMOJI = 24  # emoji in colour that the drawings are compared with
+LOW_NOISE, NOISES = (100, 300, 450), 3  # timesteps, and noises for each picture
 
 
 # ---- drawing many pictures at once ---------------------------------------------------------------
@@ -158,6 +168,14 @@ def evaluate_autoencoder(
             "ssim": round(float(ssim(a, b).mean()), 4),
         }
         reconstructions(sd.vae, images[:48], settings.out / f"reconstructions {name}.png")
+    images, _ = coloured_drawings(sd)
+    a, b = (images + 1) / 2, round_trip(sd, images)
+    report["coloured drawings"] = {
+        "n": len(a),
+        "psnr": round(float(psnr(a, b).mean()), 2),
+        "ssim": round(float(ssim(a, b).mean()), 4),
+    }
+    reconstructions(sd.vae, images, settings.out / "reconstructions drawings.png")
     return report
 
 
@@ -251,6 +269,128 @@ def evaluate_img2img(
     return report
 
 
+def coloured_drawings(sd: minisd.StableDiffusion) -> tuple[Tensor, list[str]]:
+    """(N, 3, S, S) in [-1, 1], and what each shows: the label before the last word of its name."""
+    paths = sorted(DRAWINGS.glob("*.png"))
+    side = (sd.native_size, sd.native_size)
+    images = torch.cat([to_tensor(resize(open_image(path).convert("RGB"), side)) for path in paths])
+    return images.to(sd.device), [path.stem.rsplit(" ", 1)[0] for path in paths]
+
+
+def round_trip(sd: minisd.StableDiffusion, images: Tensor) -> Tensor:
+    """[-1, 1] -> 0..1: what the autoencoder makes of pictures."""
+    decoded = [sd.vae.decode(sd.vae.encode(batch)) for batch in images.split(64)]
+    return (torch.cat(decoded).clamp(-1, 1) + 1) / 2
+
+
+@torch.inference_mode()
+def evaluate_low_noise(
+    sd: minisd.StableDiffusion, pack: data.Pack, parts: np.ndarray, settings: argparse.Namespace
+) -> dict[str, Any]:
+    """The mean squared error of x0 at low noise, without guidance, with the name as prompt."""
+
+    def errors(images: Tensor, prompts: list[str]) -> list[float]:
+        x0 = sd.vae.encode(images).repeat(NOISES, 1, 1, 1)
+        context = torch.cat([sd.text_states(prompt) for prompt in prompts]).repeat(NOISES, 1, 1)
+        rng = torch.Generator().manual_seed(0)
+        noise = torch.randn(x0.shape, generator=rng).to(x0)
+        means = []
+        for t in LOW_NOISE:
+            a, b = ABAR[t] ** 0.5, (1 - ABAR[t]) ** 0.5
+            x = a * x0 + b * noise
+            eps = sd.unet(x, torch.full((len(x),), float(t), device=x.device), context)
+            means.append(float((((x - b * eps) / a) - x0).square().mean()))
+        return means
+
+    coloured = set(MAIN) - set(data.LINES)
+    held = [i for i in np.flatnonzero(parts == "held") if pack.rows[i]["style"] in coloured]
+    held = by_checksum(held, lambda i: pack.rows[i]["text"])[:HELD_EMOJI]
+    emoji = errors(on_white(pack.rgba[torch.tensor(held)]), [pack.rows[i]["text"] for i in held])
+    drawings = errors(*coloured_drawings(sd))
+    return {
+        str(t): {"drawings": round(a, 5), "emoji": round(b, 5), "ratio": round(a / b, 2)}
+        for t, a, b in zip(LOW_NOISE, drawings, emoji, strict=True)
+    }
+
+
+@torch.inference_mode()
+def evaluate_dial(
+    sd: minisd.StableDiffusion,
+    pack: data.Pack,
+    parts: np.ndarray,
+    space: Space,
+    settings: argparse.Namespace,
+) -> dict[str, Any]:
+    """Distances are root mean squares to the drawing after the autoencoder's round trip.
+
+    A result is the drawing if that is nearer than all training pictures, the thing if the nearest
+    training picture has its label, and otherwise neither.
+    """
+    coloured, names = coloured_drawings(sd)
+    lines = [i for i in np.flatnonzero(parts == "drawing") if pack.rows[i]["text"] in names]
+    lines = by_checksum(lines, lambda i: pack.rows[i]["text"])[: settings.drawings]
+    fire = to_tensor(resize(open_image(FIRE), (sd.native_size,) * 2)).to(sd.device)
+    groups = {
+        "coloured drawings": (coloured[: settings.drawings], names[: settings.drawings]),
+        "line drawings": (
+            on_white(pack.rgba[torch.tensor(lines, dtype=torch.long)]),
+            [pack.rows[i]["text"] for i in lines],
+        ),
+        "fireplace": (fire, ["fire"]),
+    }
+    code_of = {row["text"]: row["codepoint"] for row in pack.rows}
+    report, columns = {}, []
+    for group, (images, labels) in groups.items():
+        if not len(images):
+            continue
+        original = round_trip(sd, images)
+        targets = original.repeat_interleave(settings.each, 0)
+        prompts = [label for label in labels for _ in range(settings.each)]
+        results = {
+            s: generate(sd, prompts, settings, images.repeat_interleave(settings.each, 0), s)
+            for s in DIAL
+        }
+        distance = torch.stack(
+            [torch.zeros(len(targets), device=targets.device)]
+            + [(results[s] - targets).square().mean((1, 2, 3)).sqrt() for s in DIAL]
+        ).cpu()
+        mean = distance.mean(1)
+        steps = (mean[1:] - mean[:-1]) / mean[-1]
+        own = space.place(features(targets))
+        codes = np.array([code_of.get(label, "") for label in prompts])
+        seen_as = {}
+        for s in DIAL:
+            points = space.place(features(results[s]))
+            best, index = (points @ space.points.T).max(1)
+            is_drawing = ((points * own).sum(1) > best).cpu().numpy()
+            is_thing = space.labels[index.cpu().numpy()] == codes
+            seen_as[str(s)] = {
+                "drawing": round(float(is_drawing.mean()), 3),
+                "thing": round(float((is_thing & ~is_drawing).mean()), 3),
+                "neither": round(float((~is_thing & ~is_drawing).mean()), 3),
+            }
+        names_of = [str(s) for s in DIAL]
+        report[group] = {
+            "n": len(targets),
+            "ssim": {str(s): round(float(ssim(results[s], targets).mean()), 3) for s in DIAL},
+            "distance": dict(zip(names_of, [round(float(d), 4) for d in mean[1:]], strict=True)),
+            "rises": round(float((distance[1:] > distance[:-1]).float().mean()), 3),
+            "share of each step": dict(
+                zip(names_of, [round(float(d), 3) for d in steps], strict=True)
+            ),
+            "largest step": round(float(steps.max()), 3),
+            "seen as": seen_as,
+        }
+        every = slice(None, None, settings.each)
+        columns.append(
+            torch.stack([original.cpu(), *(results[s][every].cpu() for s in DIAL)])
+        )  # (1 + strengths, n, 3, S, S)
+    table = torch.cat(columns, dim=1)
+    rows = [row for block in table.split(20, dim=1) for row in block]
+    sheet(rows, settings.out / "dial.png")
+    return report
+
+
 def evaluate_fire(sd: minisd.StableDiffusion, settings: argparse.Namespace) -> dict[str, Any]:
     image = to_tensor(resize(open_image(FIRE), (sd.native_size,) * 2)).expand(4, -1, -1, -1)
     prompts = ["fire", "fire, 3d", "fire, noto", "fire on a dark background"]
@@ -278,6 +418,15 @@ def card(report: dict[str, Any]) -> str:
     rows += [(f"img2img, {key}", percent(v)) for key, v in img2img.items() if "top1" in str(v)]
     stay = img2img["edges stay"]
     rows += [("img2img: correlation of edges at 0.4, at 0.7", f"{stay['0.4']}, {stay['0.7']}")]
+    ratios = ", ".join(f"{part['ratio']} at t = {t}" for t, part in report["low noise"].items())
+    rows += [("error of x0 on coloured drawings, over that on emoji", ratios)]
+    for name, part in report["dial"].items():
+        neither = [part["seen as"][s]["neither"] for s in ("0.4", "0.5", "0.6", "0.7")]
+        rows += [
+            (f"{name}: SSIM at 0.2, at 0.3", f"{part['ssim']['0.2']}, {part['ssim']['0.3']}"),
+            (f"{name}: largest step of 0.1", f"{part['largest step']:.0%} of the whole change"),
+            (f"{name}: neither drawing nor thing, 0.4 to 0.7", f"{sum(neither) / 4:.0%}"),
+        ]
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| held out from training | |\n|---|---|\n{lines}"
 
@@ -295,6 +444,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--drawings", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--parts", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument("--sampler", choices=minisd.SAMPLERS, default="k_lms")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=None, help="default: 512 on CUDA, else 16")
@@ -321,12 +471,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "prompts": lambda: evaluate_prompts(sd, settings),
         "img2img": lambda: evaluate_img2img(sd, pack, parts, space, settings),
         "fire": lambda: evaluate_fire(sd, settings),
+        "low noise": lambda: evaluate_low_noise(sd, pack, parts, settings),
+        "dial": lambda: evaluate_dial(sd, pack, parts, space, settings),
     }
+    chosen = settings.parts.split(",") if settings.parts else [*evaluations]
+    if unknown := set(chosen) - set(evaluations):
+        raise SystemExit(
+            f"there is no part named {', '.join(sorted(unknown))}; choose from "
+            f"{', '.join(evaluations)}"
+        )
+    evaluations = {name: evaluations[name] for name in chosen}
     for name, evaluate in evaluations.items():
         report[name] = evaluate()
         print(name, json.dumps(report[name], indent=1), flush=True)
         (settings.out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
-    (settings.out / "card.md").write_text(card(report))
+    if not settings.parts:
+        (settings.out / "card.md").write_text(card(report))
     return report
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weights.train.profiles import Profile, Stage
 
-SAVE_EVERY = 120  # seconds
+SAVE_EVERY = 90  # seconds
 REPORT_EVERY = 10  # seconds
 SLOWER = 0.2  # of the learning rate
 
@@ -123,14 +123,23 @@ class Passes:
     small to share between cores.
     """
 
-    def __init__(self, model: nn.Module, low: torch.dtype = torch.bfloat16):
+    def __init__(self, model: nn.Module, low: torch.dtype = torch.bfloat16, compiled: bool = False):
+        """compiled: on a GPU, by torch.compile, which joins the many small operations."""
         self.model, self.device = model, next(model.parameters()).device
+        self.parts = [*model.children()] if isinstance(model, nn.ModuleDict) else [model]
+        self.unchecked = compiled and self.device.type == "cuda"
+        if self.unchecked:
+            for part in self.parts:
+                part.compile()
         self.copy = deepcopy(model).to(low) if self.device.type == "cpu" else None
         # Despite its name, this counts on the CPU too: attention without a float32 copy.
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
     def __call__(self, loss_of: Callable[..., dict[str, Tensor]], batch: list[Tensor]) -> dict:
         """The means of loss_of(model, *batch) over the batch; "loss" is the one to minimize."""
+        if self.unchecked:
+            self.unchecked = False
+            self.check(loss_of, batch)
         if self.copy is None:
             with torch.autocast(self.device.type, torch.bfloat16):
                 losses = loss_of(self.model, *batch)
@@ -160,6 +169,39 @@ class Passes:
             parameter.grad = sum(grad.float() for grad in grads)
         return {key: sum(losses[key] for losses, _ in results) for key in results[0][0]}
 
+    def check(self, loss_of: Callable[..., dict[str, Tensor]], batch: list[Tensor]) -> None:
+        """Compare gradients with float32. If the compiled ones are far worse, do not compile.
+
+        Wrong gradients were seen on a CPU. Right ones have errors too: in bfloat16, the L1 loss of
+        a good autoencoder has the wrong sign at many pixels.
+        """
+        torch.compiler.set_stance("default")
+        gradients: list[list[Tensor]] = []
+        try:
+            for stance, low in (("force_eager", False), ("force_eager", True), ("default", True)):
+                with (
+                    torch.compiler.set_stance(stance),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=low),
+                ):
+                    loss = loss_of(self.model, *batch)["loss"]
+                    gradients.append([*torch.autograd.grad(loss, [*self.model.parameters()])])
+            exact, plain, compiled = (iter(grads) for grads in gradients)
+            is_right = True
+            for part in self.parts:
+                n = len([*part.parameters()])
+                a, b, c = (
+                    torch.cat([next(v).flatten() for _ in range(n)])
+                    for v in (exact, plain, compiled)
+                )
+                plain_error, error = (float((v - a).norm() / a.norm()) for v in (b, c))
+                print(f"errors of gradients: {plain_error:.3f} plain, {error:.3f} compiled")
+                is_right = is_right and error < 2 * plain_error + 0.03
+        except Exception as error:  # whatever the compiler raises
+            print(f"not compiled: {type(error).__name__}: {error}", flush=True)
+            is_right = False
+        if not is_right:
+            torch.compiler.set_stance("force_eager")
+
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -176,11 +218,15 @@ def train(
 ) -> None:
     """Train until the budget is used. `losses_of(step)` leaves its gradients in `.grad`.
 
-    The state is saved every two minutes, at the end, and on SIGTERM or Ctrl-C, which end the
+    The state is saved every 90 seconds, at the end, and on SIGTERM or Ctrl-C, which end the
     program (Stopped). A step depends on (seed, step) only, so a training that was stopped sees the
     same pictures as one that was not.
     """
     stage: Stage = getattr(profile, name)
+    if stage.until:
+        losses_of(state.step)  # compiles, where that takes a minute; its gradients are not used
+        left = max(1.0, stage.until - time.monotonic())
+        stage = replace(stage, minutes=(state.seconds + left) / 60)
     path, log = folder / f"{name}.pt", open(folder / "log.jsonl", "a")
     clock = reported = saved = time.monotonic()
     reported_step, sums = state.step, {}

@@ -5,6 +5,7 @@ Numbers from a numpy generator on the CPU (`Looks`) decide what is drawn. So a p
 device that holds the pictures. Coordinates are -1..1 across the picture, x to the right, y down.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -411,6 +412,13 @@ def daub(colour: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     levels = flat * 4
     flat = (levels.floor() + ((levels - levels.floor() - 0.5) * 6 + 0.5).clamp(0, 1)) / 4
     return flat * shape[:, None], shape
+
+
+def pieces(which: np.ndarray, looks: Looks, size: int) -> Iterator[tuple[np.ndarray, Looks]]:
+    """(indices, looks) in pieces of `size`, to draw many pictures in little memory."""
+    for i in range(0, len(which), size):
+        fields = {name: value[i : i + size] for name, value in vars(looks).items()}
+        yield which[i : i + size], Looks(**fields)
 
 
 def on_white(rgba: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Stage:
     minutes: float
     steps: int | None = None  # None: as many as fit into the minutes
     warmup: int = 200  # steps
+    until: float | None = None  # when it must end, as time.monotonic(); this replaces the minutes
     average: float = 0.999  # decay of the running average of the weights, which is exported
 
 
@@ -34,42 +35,50 @@ class Profile:
     decoder: Stage
     words: Stage
     diffusion: Stage
-    variants: int  # augmented pictures in the cache for each emoji picture
+    variants: int  # augmented pictures for each emoji picture
+    drawings: int  # rough drawings for each emoji picture
+    anything: int  # pictures of anything
     heads: int = 4
-    captions: int = 4  # for each variant
+    captions: int = 4  # for each picture that is drawn
     concepts: str | None = None  # file with the labels to learn; None: all
-    channels_last: bool = False
+    compiled: bool = False  # on a GPU: torch.compile
+    channels_last: bool = False  # on a GPU: the memory format of its convolutions
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """The settings that must be equal to continue a stopped stage: all but the minutes."""
+        """The settings that must be equal to continue a stopped stage: all but its times."""
         facts = asdict(self)
         stages = {name: facts.pop(name) for name in STAGES}
-        del stages[stage]["minutes"]
+        del stages[stage]["minutes"], stages[stage]["until"]
         if stage in ("autoencoder", "decoder"):
             facts = {name: facts[name] for name in ("name", "size", "vae")}
         return facts | {stage: stages[stage]}
 
 
-# Every GroupNorm has 32 groups, so all widths are multiples of 32. The files of gpu and cpu are
-# below 40 MB in float16. A quarter of that is the embedding of CLIP's 49,408 tokens, most of which
+# Every GroupNorm has 32 groups, so all widths are multiples of 32. The files of gpu and cpu have
+# 37 MB in float16. A quarter of that is the embedding of CLIP's 49,408 tokens, most of which
 # do not occur in the captions.
 PROFILES = {
-    # 19.9 M parameters. For half an hour of one large GPU, with 2 minutes to start and export.
+    # The same model as that of "cpu", with more pictures. For some minutes of one large GPU.
     "gpu": Profile(
         "gpu",
-        size=128,
-        vae=(32, 64, 96),
-        unet=(96, 160, 192),
+        size=64,
+        vae=(32, 64, 128),
+        unet=(64, 128, 192),
         attention=(1, 2),
         text=(96, 3),
-        autoencoder=Stage(batch=256, lr=1e-3, minutes=7, average=0.9995),
-        decoder=Stage(batch=256, lr=5e-4, minutes=2),
-        words=Stage(batch=1024, lr=1e-3, minutes=2, average=0.99),
-        diffusion=Stage(batch=512, lr=1e-3, minutes=15, warmup=500, average=0.9995),
-        variants=16,
+        autoencoder=Stage(batch=256, lr=1e-3, minutes=1.8, warmup=100, average=0.998),
+        decoder=Stage(batch=256, lr=5e-4, minutes=0, warmup=100),
+        words=Stage(batch=1024, lr=1e-3, minutes=0.5, average=0.99),
+        diffusion=Stage(batch=512, lr=1e-3, minutes=5, warmup=300, average=0.999),
+        variants=64,
+        drawings=64,
+        anything=160_000,
+        captions=2,
+        concepts="everyday.txt",
+        compiled=True,
         channels_last=True,
     ),
-    # 18.6 M. For two cores: fewer labels, because the words take longest to learn.
+    # 18.6 M parameters. For two cores: few labels, because the words take longest to learn.
     "cpu": Profile(
         "cpu",
         size=64,
@@ -82,6 +91,8 @@ PROFILES = {
         words=Stage(batch=512, lr=1e-3, minutes=5, warmup=50, average=0.99),
         diffusion=Stage(batch=64, lr=1e-3, minutes=250, average=0.998),
         variants=6,
+        drawings=6,
+        anything=10_000,
         concepts="everyday.txt",
     ),
     # A toy for the tests.
@@ -97,6 +108,8 @@ PROFILES = {
         words=Stage(batch=32, lr=1e-3, minutes=1, steps=20, warmup=10, average=0.9),
         diffusion=Stage(batch=32, lr=2e-3, minutes=1, steps=60, warmup=10, average=0.9),
         variants=2,
+        drawings=1,
+        anything=32,
     ),
 }
 
