@@ -25,7 +25,7 @@ RUNS: tuple[tuple[str, dict], ...] = (
     ("minisd\nk_euler", {"sampler": "k_euler"}),
     ("minisd\nddim", {"sampler": "ddim"}),
     ("a1111\nEuler", {"dialect": "a1111", "sampler": "k_euler"}),
-    ("a1111\nDPM++ 2M (Karras)", {"dialect": "a1111", "sampler": "k_dpmpp_2", "schedule": "karras"}),
+    ("a1111\nDPM++ 2M (Karras)", {"dialect": "a1111", "sampler": "k_dpmpp_2"}),
     ("a1111\nDDIM", {"dialect": "a1111", "sampler": "ddim"}),
     ("a1111\nEuler, exact", {"dialect": "a1111", "sampler": "k_euler", "exact": True}),
     ("comfyui\neuler, normal", {"dialect": "comfyui", "sampler": "k_euler", "schedule": "normal"}),
@@ -48,7 +48,9 @@ def main() -> None:
     sd = minisd.load()
     drawing = Image.open(SKETCH).convert("RGB").resize((64, 64))
     tiles = []
-    print("| dialect | sampler | the noise is added at | first call | calls | x at the first call |")
+    print(
+        "| dialect | sampler | the noise is added at | first call | calls | x at the first call |"
+    )
     print("|---|---|---|---|---|---|")
     for label, fields in RUNS:
         recipe = recipe_of(fields)

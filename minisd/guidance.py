@@ -32,16 +32,17 @@ class Guided:
         guidance: float | GuidanceRule,
     ):
         self.unet, self.context, self.uncond, self.guidance = unet, context, uncond, guidance
+        self.sigma_to_t = getattr(unet, "sigma_to_t", sigma_to_t)  # of another training schedule
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         if self.guidance == 1:
-            x_in, t = network_input(x, sigma)
+            x_in, t = self.network_input(x, sigma)
             return self.unet(x_in, t, self.context.expand(len(x), -1, -1))
         return self.guide(*self.both(x, sigma), x, sigma)
 
     def both(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """(eps_uncond, eps_cond), computed as one batch in the order of CompVis."""
-        x_in, t = network_input(x, sigma)
+        x_in, t = self.network_input(x, sigma)
         context = torch.cat([y.expand(len(x), -1, -1) for y in (self.uncond, self.context)])
         eps = self.unet(x_in.repeat(2, 1, 1, 1), t.repeat(2), context)
         eps_uncond, eps_cond = eps.chunk(2)
@@ -52,8 +53,7 @@ class Guided:
             return self.guidance(eps_uncond, eps_cond, x, sigma)
         return eps_uncond + self.guidance * (eps_cond - eps_uncond)
 
-
-def network_input(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """x scaled to variance 1, and its timestep for each image: (B, 4, h, w) and (B,)."""
-    t = torch.full((len(x),), sigma_to_t(sigma), device=x.device)
-    return x / (sigma**2 + 1) ** 0.5, t
+    def network_input(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """x scaled to variance 1, and its timestep for each image: (B, 4, h, w) and (B,)."""
+        t = torch.full((len(x),), self.sigma_to_t(sigma), device=x.device)
+        return x / (sigma**2 + 1) ** 0.5, t

@@ -134,15 +134,15 @@ def remaining(schedule: Schedule, steps: int, strength: float = 1.0) -> list[flo
     Raises ValueError for levels that no run can use, and warns of levels that spoil a picture.
     """
     levels = levels_of(schedule, steps)
-    for doubt in doubts(levels):
+    for doubt in doubts(levels, schedule):
         warnings.warn(doubt, stacklevel=4)  # at the line that called img2img
     sigmas = levels[start_index(steps, strength) :]
     return sigmas if len(sigmas) > 1 else [0.0]
 
 
-def doubts(sigmas: list[float]) -> list[str]:
-    """What may spoil a picture that is drawn on this schedule, a sentence each."""
-    low, high = float(SIGMAS[0]), float(SIGMAS[-1])
+def doubts(sigmas: list[float], schedule: Schedule | None = None) -> list[str]:
+    """What may spoil a picture that is drawn on these levels of a schedule, a sentence each."""
+    low, high = getattr(schedule, "trained_on", (float(SIGMAS[0]), float(SIGMAS[-1])))
     # Published lists are rounded, to 14.615 and 0.029: 1 % is less than a step of the training.
     outside = [sigma for sigma in sigmas if sigma and not 0.99 * low < sigma < 1.01 * high]
     trained = f"the network was trained on {low:.4f} to {high:.2f}"

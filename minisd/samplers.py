@@ -307,7 +307,7 @@ def plms(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[St
 class Facts(NamedTuple):
     """What is known about a sampler on paper. `minisd lab` measures it."""
 
-    a1111: str  # AUTOMATIC1111's name for it
+    usual_name: str  # in pictures' settings
     order: int  # the error falls with steps^-order, once fresh noise is switched off
     degrees: str  # a digit each for steps 1 to 4: up to which k it integrates eps = sigma^k exactly
     memory: bool = False  # whether it uses slopes of earlier steps

@@ -40,6 +40,7 @@ class StableDiffusion:
     latent_rgb_bias: Sequence[float] = (0.0, 0.0, 0.0)
     vae_path: Path | None = None  # the file of an autoencoder in place of the checkpoint's own
     ema: bool = False  # whether the UNet has the training averages of its weights
+    abar: Sequence[float] | None = None  # (1000,), its training schedule, if it is not SD 1.x's
 
     def text_states(self, prompt: str | Tensor | None) -> Tensor:
         """(1, 77, C) float32, what the UNet reads of a prompt (None: ""). States stay the same."""

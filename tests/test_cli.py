@@ -428,6 +428,7 @@ OTHER_VALUES = {
     "strength": (0.4, "0.75"),
     "mask": ("m.png", None),
     "variations": (((1, 0.5),), None),
+    "clip_skip": (2, "1"),
     "options": ({"eta": 0.5}, None),
 }
 OTHER_REQUESTS = {

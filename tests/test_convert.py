@@ -141,6 +141,7 @@ def tiny_folder(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.mark.slow
 def test_round_trip_with_diffusers(tiny_folder: Path, tiny_path: Path, tmp_path: Path):
     """The tensors are bit-equal, and the models' outputs are those of diffusers'."""
     conversion = convert(tiny_folder, tmp_path / "out.safetensors")
@@ -905,6 +906,7 @@ sys.exit(main(["convert", "micro.safetensors", "out.safetensors"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux")
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = write_micro(tmp_path)

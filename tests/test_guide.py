@@ -22,19 +22,21 @@ def test_the_guide(tmp_path, monkeypatch, capsys, compare):
     outputs = []
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for language, code in blocks:
-        if "--compare" in code and not compare:
+        if ("--compare" in code and not compare) or "--board" in code:  # test_lab_board has it
             continue
-        if language == "python" and code.startswith("# two_slopes.py"):
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", code)):
             assert len(code.splitlines()) <= 18  # 15 and the imports
-            Path("two_slopes.py").write_text(code)
-            Path("wrong_slopes.py").write_text(code.replace("(2 * h_last)", "h_last"))
+            Path(name[1]).write_text(code)
+            wrong = code.replace("(2 * h_last)", "h_last")
+            Path(name[1].replace("two", "wrong")).write_text(wrong)
         elif language == "python":
             with torch.no_grad():
                 exec(compile(code, GUIDE.name, "exec"), {})
         else:
-            status = main(shlex.split(code)[1:])
-            assert status == (1 if "wrong" in code else 0)
-            outputs.append(capsys.readouterr().out)
+            for line in code.splitlines():
+                status = main(shlex.split(line)[1:])
+                assert status == (1 if "wrong" in code else 0)
+                outputs.append(capsys.readouterr().out)
     *errors, distance, hooked = capsys.readouterr().out.splitlines()[-5:]
     error_10, error_20, error_40 = (float(line.split()[1]) for line in errors)
     assert error_10 > 2 * error_20 > 4 * error_40  # order 2

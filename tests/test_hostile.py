@@ -1038,6 +1038,7 @@ def test_cut_short_anywhere(kind: str, canary: Path):
         refused(path, "cut short|empty|damaged|not a weights file|only zeros")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".safetensors", ".ckpt", "legacy"])
 def test_bytes_changed_anywhere(kind: str, tmp_path: Path):
     """A file with a changed byte is read or refused; nothing else is ever raised."""
@@ -1224,11 +1225,11 @@ MODELS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
             "time_embedding.linear_1.weight",
             "down_blocks.0.resnets.0.conv1.weight",
         ),
-        f"in the diffusers layout: {COMPLETE}",
+        f"a UNet in the diffusers layout: {COMPLETE}",
     ),
     "diffusers autoencoder": (
         lambda: named("encoder.down_blocks.0.resnets.0.conv1.weight"),
-        "in the diffusers layout",
+        "an autoencoder in the diffusers layout",
     ),
     "only the training average": (
         lambda: {**without(UNET), **named("model_ema.diffusion_modelinput_blocks00weight")},
@@ -1332,6 +1333,7 @@ MODELS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize(("make", "message_part"), MODELS.values(), ids=MODELS)
 def test_another_model(

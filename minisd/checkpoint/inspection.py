@@ -22,10 +22,11 @@ from minisd.checkpoint.forms import (
 )
 from minisd.checkpoint.kinds import kind_of_model
 from minisd.checkpoint.known_files import FINGERPRINTS, KNOWN_FILES, owner_of
-from minisd.checkpoint.load import by_model, errors_name, schedule_of
+from minisd.checkpoint.load import by_model, errors_name
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES
 from minisd.checkpoint.numbers import DTYPES, INTEGERS, is_finite, read_stored
 from minisd.checkpoint.tensors import CheckpointError, StoredTensor, read_tensors
+from minisd.checkpoint.training_schedule import recorded_schedule
 from minisd.checkpoint.v_prediction import stated_prediction
 from minisd.files import sha256
 
@@ -123,7 +124,7 @@ def inspect(path: str | Path, numbers: bool = False) -> Inspection:
         parts=parts,
         prediction=prediction,
         prediction_source=source,
-        schedule=schedule_of(tensors, path),
+        schedule=recorded_schedule(tensors, path)[0],
         position_ids=position_ids(tensors, files.get(POSITION_IDS, path)),
         averages=sum(name.startswith("model_ema.diffusion_model") for name in tensors),
         leftovers=leftovers,
@@ -274,7 +275,7 @@ def differences(result: Inspection) -> list[str]:
             "minisd and newer programs use 0 to 76."
         )
     if result.schedule.startswith("not SD"):
-        reasons.append("Some programs use the file's own noise schedule; minisd uses SD 1.x's.")
+        reasons.append("Some programs use its noise schedule; minisd does with --schedule file.")
     if result.averages:
         reasons.append("Some programs use the training averages; minisd does with --ema.")
     for prefix in ("control_model.", "lora_", "bundle_emb."):

@@ -5,6 +5,7 @@ load strictly. README.md explains the names row by row. forms.py first takes off
 put around SD 1.x's names, and what they leave beside its tensors.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Iterator
@@ -29,12 +30,15 @@ from minisd.checkpoint.forms import (
 )
 from minisd.checkpoint.kinds import kind_of_model
 from minisd.checkpoint.names import POSITION_IDS, PREFIXES, SCHEDULE_BUFFERS
-from minisd.checkpoint.numbers import DTYPES, fill, read_stored
+from minisd.checkpoint.numbers import DTYPES, fill
 from minisd.checkpoint.tensors import READABLE, CheckpointError, read_tensors
+from minisd.checkpoint.training_schedule import recorded_schedule
 from minisd.checkpoint.v_prediction import stated_prediction
-from minisd.schedule import ABAR
 from minisd.stable_diffusion import StableDiffusion
 from minisd.tokenizer import Tokenizer
+
+# It takes a sixth of a second to build, and never changes: all models have the same one.
+shared_tokenizer = functools.cache(Tokenizer)
 
 
 def load(
@@ -76,10 +80,11 @@ def load(
         parts = by_model(tensors, ema)  # 2. which tensor belongs to which model
         facts = read_facts(metadata)  # 3. what names and shapes do not show
         prediction = prediction or (stated_prediction(tensors, metadata, path) or ["eps"])[0]
-        schedule = schedule_of(tensors, path)
+        schedule, abar = recorded_schedule(tensors, path)
         if schedule not in ("SD 1.x's", "not recorded"):
-            other = f"the file's noise schedule is {schedule}"
-            warnings.warn(f"{other}; minisd uses SD 1.x's", stacklevel=2)
+            other = f"the file's noise schedule is {schedule}; minisd uses SD 1.x's"
+            remedy = ", unless a recipe has the schedule file" if abar else ""
+            warnings.warn(other + remedy, stacklevel=2)
     if vae is not None:
         with errors_name(vae):
             files["vae"] = main_file(Path(vae), "vae")
@@ -96,7 +101,7 @@ def load(
             model.to(device)
         warn_of_zeros(models._asdict())
     return StableDiffusion(
-        Tokenizer(),
+        shared_tokenizer(),
         models.text_encoder,
         models.unet,
         models.vae,
@@ -105,6 +110,7 @@ def load(
         multiple=models.vae.factor * models.unet.factor,
         vae_path=None if vae is None else Path(vae),
         ema=ema,
+        abar=abar,
         **facts,
     )
 
@@ -222,21 +228,6 @@ def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise CheckpointError(f"its metadata under the key 'minisd' is wrong: {error}") from None
     return facts
-
-
-def schedule_of(tensors: Tensors, path: Path) -> str:
-    """Which noise schedule the file was trained on, as far as it says so."""
-    stored = tensors.get("alphas_cumprod")
-    if stored is None or stored.dtype not in DTYPES or stored.shape != (1000,):
-        zero = "not SD 1.x's but one down to pure noise (zero terminal SNR)"
-        return zero if "ztsnr" in tensors else "not recorded"
-    abar = read_stored(path, stored).double().numpy()
-    if not np.isfinite(abar).all():
-        return "damaged: it holds NaN or Inf"
-    if "ztsnr" in tensors or abs(abar[-1]) < 1e-6:
-        return "not SD 1.x's but one down to pure noise (zero terminal SNR)"
-    is_usual = np.allclose(abar, ABAR, rtol=2e-2, atol=1e-3)  # wide enough for bfloat16
-    return "SD 1.x's" if is_usual else "not SD 1.x's"
 
 
 def warn_of_zeros(models: dict[str, nn.Module]) -> None:

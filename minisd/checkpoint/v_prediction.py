@@ -23,9 +23,11 @@ IN_WORDS |= {"eps": "eps", "epsilon": "eps"}
 class VPredictionUNet(UNet):
     """A UNet whose layers predict v. Its answer is eps, as every sampler here expects."""
 
+    log_sigmas = LOG_SIGMAS  # (1000,) of the schedule that it was trained on
+
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         v = super().forward(x, t, context)
-        log_sigmas = torch.tensor(LOG_SIGMAS, dtype=torch.float32, device=x.device)
+        log_sigmas = torch.tensor(self.log_sigmas, dtype=torch.float32, device=x.device)
         below = t.long().clamp(0, len(log_sigmas) - 2)
         log_sigma = torch.lerp(log_sigmas[below], log_sigmas[below + 1], (t - below).float())
         sigma = log_sigma.exp().to(x.dtype)[:, None, None, None]  # (B, 1, 1, 1)

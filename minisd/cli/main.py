@@ -4,11 +4,14 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import NamedTuple
 
 from minisd.cli.commands import (
     attention,
+    bisect,
+    conform,
     convert,
     diff,
     explain,
@@ -20,11 +23,14 @@ from minisd.cli.commands import (
     recall,
     strip,
     sweep,
+    translate,
     txt2img,
+    verify,
 )
 from minisd.cli.messages import did_you_mean, in_words, is_expected, print_warning, visible
 from minisd.cli.streams import safe_streams
 from minisd.cli.switches import Parser
+from minisd.exact_mode import exact
 
 
 class Command(NamedTuple):
@@ -39,13 +45,17 @@ MODULES = (
     explain,
     strip,
     diff,
+    bisect,
     sweep,
     attention,
     explore,
     recall,
+    translate,
+    verify,
     lab,
     inspect,
     convert,
+    conform,
     prompt,
 )
 COMMANDS = {
@@ -67,7 +77,11 @@ Stable Diffusion 1.x, small enough to read and exact enough to trust.
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     with safe_streams() as output:
-        status = answer(sys.argv[1:] if argv is None else argv)
+        try:
+            status = answer(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            print("\nminisd: stopped", file=sys.stderr)
+            status = 130
         output.flush()
         if output.failure:
             print(f"minisd: standard output: {output.failure}", file=sys.stderr)
@@ -100,12 +114,11 @@ def answer(argv: list[str]) -> int:
         warnings.simplefilter("always", UserWarning)
         try:
             command.configure(parser)
-            return command.run(parser.parse_args(argv[1:] if name else argv))
+            args = parser.parse_args(argv[1:] if name else argv)
+            with exact() if getattr(args, "exact", False) else nullcontext():
+                return command.run(args)
         except Exception as error:
             if not is_expected(error):
                 raise
             print(f"minisd: {in_words(error)}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("\nminisd: stopped", file=sys.stderr)
-            return 130

@@ -1,9 +1,10 @@
 """From requests to pictures in a folder."""
 
+import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from minisd.checkpoint.v_prediction import VPredictionUNet
 from minisd.cli.messages import in_words, memory_for, visible
 from minisd.cli.model_files import find_model, find_vae
 from minisd.cli.switches import Request
+from minisd.exact_mode import is_exact
 from minisd.figures.contact_sheet import grid
 from minisd.files import (
     append_line,
@@ -39,7 +41,8 @@ from minisd.observe.finite import stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan, steps_after
 from minisd.observe.watch import together
-from minisd.recipes import Job, Recipe, prepare, read_recipe
+from minisd.proof.record import KEY, enclosures, record_of
+from minisd.recipes import DIALECTS, Job, Recipe, prepare, read_recipe
 from minisd.recipes.metadata import Model, read_model, texts
 from minisd.recipes.recipe import name_of
 from minisd.recipes.variations import seed_chain
@@ -57,7 +60,11 @@ def load_model(args: Any) -> StableDiffusion:
     drawn_with = read_model(args.from_picture) if getattr(args, "from_picture", None) else Model()
     path, vae = find_model(args.model), find_vae(args.vae, drawn_with)
     check_device(device, "--device")
+    if is_exact() and dtype != "float32":
+        raise ValueError(f"--exact is for --dtype float32, not {dtype}")
     remedy = "--dtype bfloat16 needs half as much" if dtype == "float32" else "close other programs"
+    # On a GPU PyTorch would round the inputs of float32 convolutions to 10 bits: 1e-3 per call.
+    torch.backends.cudnn.allow_tf32 = False
     with memory_for(f"to load {path or 'the model'} as {dtype}", remedy):
         sd = load(
             path,
@@ -71,7 +78,7 @@ def load_model(args: Any) -> StableDiffusion:
             # Layers this small take less time than handing them to threads. One thread is as fast,
             # and on a busy machine many times faster.
             torch.set_num_threads(1)
-        else:
+        elif not is_exact():
             fast.work_in_strips(sd)
             # In float32 packing gains only a tenth, and would hold the weights twice for a while.
             if dtype != "float32" and fast.can_pack(sd):
@@ -159,7 +166,8 @@ class Studio:
 
     def draw(self, job: Job, *observers: Observer, label: str = "", refuse: bool = True) -> Result:
         """Run a job, with a progress bar and a ledger whose line is printed."""
-        with memory_to_draw(job), Progress(job, label) as bar, Ledger(job.sd, refuse) as ledger:
+        ledger = Ledger(job.sd, refuse, spoken=DIALECTS[job.recipe.dialect] is not None)
+        with memory_to_draw(job), Progress(job, label) as bar, ledger:
             result = job.draw(together(stop_at_nan(job.sd), bar, ledger, *observers))
         print(ledger.line())
         return result
@@ -173,7 +181,7 @@ class Studio:
         job = self.prepare(request.recipe)
         open_folder(folder)
         self.hashes  # noqa: B018 (starts now, and is ready when the picture is)
-        print(describe_steps(job.recipe))
+        print(describe_steps(replace(job.recipe, schedule=job.schedule)))
         first_number, images, paths = next_number(folder), [], []
 
         def draw(
@@ -185,7 +193,9 @@ class Studio:
             for image, seed in zip(result.images, result.seeds, strict=True):
                 recipe = replace(job.recipe, seed=seed)
                 names = numbered(folder, first_number, f"{seed if number is None else number}.png")
-                path = self.save(image, recipe, names, f"[{label or 1}]")
+                record = self.record(job, recipe, image)
+                enclosed = enclosures(recipe) if request.self_contained else {}
+                path = self.save(image, recipe, names, f"[{label or 1}]", record, enclosed)
                 images.append(image)
                 paths.append(path)
                 drawn.append((image, path, recipe))
@@ -231,19 +241,34 @@ class Studio:
             raise ValueError("-V moves the noise of a seed: choose the seed with -S")
         if recipe.mask and not recipe.image:
             raise ValueError("-M is a mask for an init image: choose the image with -I")
+        if request.steps_after and DIALECTS[recipe.dialect]:
+            raise ValueError("--steps-after is for minisd's own rule, not for a dialect: use -s")
         if request.steps_after and recipe.image:
             recipe = replace(recipe, steps=steps_after(request.steps_after, recipe.strength))
             asked = f"--steps-after {request.steps_after} at strength {recipe.strength:g}"
             print(f"{asked}: -s {recipe.steps}")
         return replace(request, recipe=recipe)
 
-    def save(self, image: Image.Image, recipe: Recipe, names: Iterator[Path], label: str) -> Path:
+    def record(self, job: Job, recipe: Recipe, image: Image.Image | None = None) -> dict[str, str]:
+        """The text chunk that says what drew the picture, down to the machine."""
+        init_file = self.init_hashes.get(f"{recipe.image or ''}")
+        return {KEY: json.dumps(record_of(job, recipe, self.facts, image, init_file))}
+
+    def save(
+        self,
+        image: Image.Image,
+        recipe: Recipe,
+        names: Iterator[Path],
+        label: str,
+        record: Mapping[str, str] | None = None,
+        enclosed: Mapping[bytes, bytes] | None = None,
+    ) -> Path:
         """Write a picture with its recipe inside, and a line in the folder's log.
 
         The picture gets the first name that is free.
         """
-        chunks = self.texts(recipe, image.size)
-        path = write_first(names, png_bytes(image, chunks))
+        chunks = self.texts(recipe, image.size) | dict(record or {})
+        path = write_first(names, png_bytes(image, chunks, chunks=enclosed))
         self.paths.append(path)
         line = visible(f"{path}: {chunks['Dream']}")
         try:
@@ -261,6 +286,17 @@ def hash_of_file(path: str | Path) -> str | None:
     return sha256(path)
 
 
+def seeds_of(recipe: Recipe, n: int) -> list[int]:
+    """The recipe's seed and the n - 1 seeds after it, as minisd or the dialect counts them."""
+    dialect = DIALECTS[recipe.dialect]
+    if dialect is None:
+        return seed_chain(recipe.seed, n)
+    seeds = [recipe.seed]
+    while len(seeds) < n:
+        seeds.append(dialect.next_seed(seeds[-1]) % 2**32)
+    return seeds
+
+
 def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:
     """The jobs of -n and -v, each with the number for its file's name (None: its seed)."""
     recipe, amount = job.recipe, request.variation_amount
@@ -268,10 +304,10 @@ def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:
         return [(job, None)]
     jobs: list[tuple[Job, int | None]] = []
     if amount == 0:
-        for seed in seed_chain(recipe.seed, request.iterations):
+        for seed in seeds_of(recipe, request.iterations):
             jobs.append((replace(job, recipe=replace(recipe, seed=seed)), None))
         return jobs
-    for other in seed_chain(recipe.seed, request.iterations + 1)[1:]:
+    for other in seeds_of(recipe, request.iterations + 1)[1:]:
         varied = replace(recipe, variations=(*recipe.variations, (other, amount)))
         jobs.append((replace(job, recipe=varied), other))
     return jobs
@@ -302,13 +338,15 @@ def nth_last(items: Sequence[Any], n: int, switch: str) -> Any:
 
 def describe_steps(recipe: Recipe) -> str:
     """A line with the settings that decide how much noise is added."""
+    if dialect := DIALECTS[recipe.dialect]:
+        return dialect.summary(recipe)
     strength = recipe.strength if recipe.image else 1
     here = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
     counts = f"{here.steps_asked} steps asked, {here.steps_run} run, {here.steps_skipped} skipped"
     names = f"{name_of(recipe.sampler)} on the {name_of(here.schedule)} schedule"
     if not here.steps_run:
         return f"{counts}; {names}; no noise is added: the picture is encoded and decoded"
-    t = sigma_to_t(here.sigma)
+    t = getattr(recipe.schedule, "sigma_to_t", sigma_to_t)(here.sigma)
     return f"{counts}; {names}; the noise added has sigma {here.sigma:.4f} (t = {t:.1f})"
 
 
@@ -318,6 +356,8 @@ class Progress:
     def __init__(self, job: Job, label: str):
         recipe = job.recipe
         start = 0 if job.image is None else start_index(recipe.steps, recipe.strength)
+        if dialect := DIALECTS[recipe.dialect]:
+            start = recipe.steps + 1 - len(dialect.sigmas(recipe))
         title = f"{label or 'drawing'}, seed {recipe.seed}"
         self.bar = tqdm(
             total=recipe.steps - start, desc=title, disable=None, leave=False, file=sys.stderr

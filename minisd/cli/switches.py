@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from minisd.cli.messages import did_you_mean, visible
 from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
-from minisd.recipes import Recipe
+from minisd.recipes import DIALECTS, Recipe
 from minisd.recipes.dream import BY_FIELD, BY_NAME, FLAGS, between, split_line
 from minisd.schedule import SCHEDULES
 from minisd.sweeps.axes import combinations, with_steps_run
@@ -48,7 +48,12 @@ HELP = {
     "normalize": (None, "do not scale a blend's weights to sum to 1 (--normalize: do)"),
     "clip_skip": ("N", "end N - 1 layers before the text encoder's last, as AUTOMATIC1111 counts: "
                   "1 is none (1)"),
-    "options": ("OPTION=VALUE", "an option of the sampler, such as eta=0.5; may be repeated"),
+    "dialect": ("NAME", f"draw as another program would: {', '.join(DIALECTS)}. Its options, such "
+                "as noise_source=CPU, are set with --set; minisd explain --dialect NAME lists "
+                "them"),
+    "negative_prompt": ("TEXT", "words to avoid, as other programs take them"),
+    "options": ("OPTION=VALUE", "an option of the sampler or of the dialect, such as eta=0.5; may "
+                "be repeated"),
 }  # fmt: skip
 OF_IMAGE = ("image", "strength", "mask", "fit", "paste")  # fields that need an init image
 LISTS = ("steps", "seed", "sampler", "strength")  # fields that strip and sweep take lists of
@@ -61,6 +66,7 @@ TAKE_BACK = {
     "normalize": "--normalize",
     "grid": "--no-grid",
     "wrong_anyway": "--no-wrong-anyway",
+    "self_contained": "--no-self-contained",
 }
 DEFAULT = "default"  # the value that takes back any other switch
 NO_DEFAULT = object()  # of a switch whose default is not known here
@@ -79,6 +85,7 @@ class Request:
     variants: int = 0
     steps_after: int | None = None
     wrong_anyway: bool = False
+    self_contained: bool = False
     typed: frozenset[str] = frozenset()
 
 
@@ -160,6 +167,11 @@ def add_series_switches(parser: argparse.ArgumentParser, image: bool = True) -> 
     add_more(parser, "-v --variation_amount", "variation_amount", text, share, "X")
     add_more(parser, "-g --grid", "grid", "also write all pictures as one")
     if image:
+        text = (
+            "store the init image and the mask inside each picture, without loss, so that it can be "
+            "drawn again. Whoever gets the picture gets them too"
+        )
+        add_more(parser, "--self-contained --self_contained", "self_contained", text)
         text = "then redraw each result N times with the same prompt and strength (0)"
         add_more(parser, "--variants", "variants", text, between(0, 1000, int), "N")
 
@@ -175,7 +187,8 @@ def add_model_switches(parser: argparse.ArgumentParser) -> None:
     add("--model", "--ckpt", metavar="FILE",
         help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
     add("--vae", metavar="FILE",
-        help="take the autoencoder of this file, such as vae-ft-mse-840000-ema-pruned")  # fmt: skip
+        help="take the autoencoder of this file, such as vae-ft-mse-840000-ema-pruned "
+             "(default: the checkpoint's own)")  # fmt: skip
     add("--ema", action=argparse.BooleanOptionalAction,
         help="take the training averages (model_ema.*) for the UNet")  # fmt: skip
     add("--prediction", choices=["eps", "v"],
@@ -183,6 +196,9 @@ def add_model_switches(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if available)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
         help="arithmetic of the UNet and the autoencoder (float32)")  # fmt: skip
+    add("--exact", action="store_true",
+        help="the same bits on every machine: instruction set, threads, batch, CPU or GPU make no "
+        "difference (up to 4 times slower)")  # fmt: skip
 
 
 def add_more(

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from minisd.observe.ledger import Ledger
 from minisd.observe.tiles import data_uri, latent_image
 from minisd.recipes import Job
 from minisd.recipes.recipe import name_of
-from minisd.run import choose
 from minisd.schedule import default_schedule, levels_of
 from minisd.stable_diffusion import StableDiffusion
 
@@ -33,7 +33,7 @@ def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
     """
     recipe, sd = job.recipe, job.sd
     assert isinstance(job.image, Image.Image)
-    _, schedule, guidance = choose(recipe.sampler, recipe.schedule, recipe.guidance)
+    _, schedule, guidance = replace(recipe, schedule=job.schedule).functions()
     words: list[str] = []
     run_list: list[dict[str, Any]] = []
     for run in runs:  # each run's tensors are freed before the next run starts

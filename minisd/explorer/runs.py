@@ -12,7 +12,7 @@ from minisd.observe.finite import NotFinite, stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.watch import together
 from minisd.prompts.syntax import parse
-from minisd.recipes import Job
+from minisd.recipes import DIALECTS, Job
 from minisd.run import Encoded, Event, Observer, ignore
 from minisd.samplers import Step
 
@@ -63,7 +63,10 @@ def draw(job: Job, observe: Observer) -> Run:
     sd, strength = job.sd, job.recipe.strength
     events: list[Event] = []
     observers = (stop_at_nan(sd), events.append, observe)
-    with AttentionMaps(sd, prompt_texts(job.recipe.prompt)) as maps, Ledger(sd) as ledger:
+    spoken = DIALECTS[job.recipe.dialect] is not None
+    # The words' places follow from the syntax of the prompt, and that is a dialect's own.
+    words = [] if spoken else prompt_texts(job.recipe.prompt)
+    with AttentionMaps(sd, words) as maps, Ledger(sd, spoken=spoken) as ledger:
         try:
             result = job.draw(together(*observers, maps, ledger))
         except NotFinite as error:

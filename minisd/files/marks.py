@@ -17,9 +17,19 @@ MARK = {"Software": "minisd"}  # a text chunk, to be passed to png_bytes
 HTML_MARK = b'<meta name="generator" content="minisd">'  # within the first 1000 bytes
 
 
-def png_bytes(image: Image.Image, texts: Mapping[str, str], optimize: bool = False) -> bytes:
-    """The picture as a PNG file with these text chunks. `optimize` makes it smaller, slowly."""
+def png_bytes(
+    image: Image.Image,
+    texts: Mapping[str, str],
+    optimize: bool = False,
+    chunks: Mapping[bytes, bytes] | None = None,
+) -> bytes:
+    """The picture as a PNG file with these text chunks. `optimize` makes it smaller, slowly.
+
+    chunks: chunks of other kinds, by their names of four letters
+    """
     info = PngInfo()
+    for name, content in (chunks or {}).items():
+        info.add(name, content)
     for key, value in texts.items():
         # Bytes of file names that are not text become \udc.. escapes: a name must not stop a
         # picture from being saved.

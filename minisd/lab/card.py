@@ -168,6 +168,12 @@ DEGREES = Check(
     expected="rising, 0 for Euler",
     limit=None,
 )
+DEFECT = Check(
+    "what four uneven steps miss, x0 = lambda^2",
+    "another formula than that of the name, or another coefficient, of the same order",
+    expected="any",
+    limit=None,
+)
 DISTANCE = Check(
     "W2 to Gaussian data, 20 steps",
     "results are too smooth or too noisy: detail is lost, or grain is added",
@@ -177,6 +183,12 @@ DISTANCE = Check(
 WEAK_ORDER = Check(
     "weak order",
     "up and down do not divide the noise correctly, so the spread of the results is off",
+)
+STRONG_ORDER = Check(
+    "strong order on a Brownian path",
+    "the noise of a step does not belong to its noise levels, so more steps lead elsewhere",
+    expected="1 if the noise is that of an SDE",
+    limit=None,
 )
 WEIGHTS = Check(
     "weights: sum - change of sigma",

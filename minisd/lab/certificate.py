@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from typing import Any
 
-from minisd.lab import contract, quality
+from minisd.lab import contract, formula, paths, quality
 from minisd.lab.card import Check, Line
 from minisd.lab.subject import Subject, Theory
 from minisd.samplers import FACTS, SAMPLERS, Sampler
 
-CHECKS = contract.CHECKS + quality.CHECKS
+CHECKS = contract.CHECKS + quality.CHECKS + formula.CHECKS + paths.CHECKS
 
 
 def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
@@ -29,6 +29,7 @@ def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
     theory = Theory(
         order=facts.order,
         weak_order=facts.order,
+        strong_order=min(facts.order, 1),  # the noise of a step is exact for constant x0 only
         uneven_order=facts.uneven_order or facts.order,
         degrees=facts.degrees,
         memory=facts.memory,
@@ -38,6 +39,8 @@ def theory_of(name: str, options: Mapping[str, Any] | None = None) -> Theory:
         max_gain=settings.get("max_gain"),
     )
     theory = replace(theory, **facts.more)
+    if not {*options} <= {"eta"}:  # it is known for the formula with its default options
+        theory = replace(theory, defect=None)
     if "order" not in settings:
         return theory
     if facts.order > defaults["order"]:  # a corrector adds to the order, see check_uneven

@@ -40,8 +40,10 @@ class Theory:
 
     order: int | None = None  # the error falls with steps^-order if no noise is added
     weak_order: int | None = None  # the same for the distribution of results, with noise added
+    strong_order: int | None = None  # the same for the results of one Brownian path
     uneven_order: int | None = None  # the order where long and short steps alternate
     degrees: str = ""  # a digit each for steps 1 to 4: the degree up to which eps(sigma) is exact
+    defect: float | None = None  # what its formula misses in lab/formula.py's four steps
     memory: bool | None = None  # whether it uses earlier steps
     calls: int | None = None  # of the network in 10 steps of which the last goes to sigma 0
     normals: int | None = None  # draws of fresh noise in these 10 steps
@@ -65,8 +67,15 @@ class Subject:
 
     @property
     def ode_draws(self) -> bool:
-        """Whether it draws noise even when that is switched off. Then it does not solve the ODE."""
-        return count_draws(self.ode) != 0
+        """Whether noise changes the result even when it is switched off: it solves no ODE then.
+
+        k-diffusion's samplers draw noise with eta 0 too, and multiply it by 0.
+        """
+        if count_draws(self.ode) == 0:
+            return False
+        sigmas, rngs = karras(10), [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        ends = [all_steps(self.ode, POINT, latent(HIGH), sigmas[:-1], rng)[-1] for rng in rngs]
+        return not torch.equal(*(end.x_next for end in ends))
 
     @cached_property
     def draws(self) -> bool:

@@ -30,7 +30,7 @@ def plain(scale: float) -> GuidanceRule:
 def rescale(scale: float, phi: float = 0.7) -> GuidanceRule:
     """Bring the guided eps part of the way back to eps_cond's standard deviation.
 
-    Lin et al. 2023 (arXiv 2305.08891), equations 15 and 16; diffusers: rescale_noise_cfg. phi 0 is
+    Lin et al. 2023 (arXiv 2305.08891), section 3.4; diffusers: rescale_noise_cfg. phi 0 is
     plain guidance, and 1 restores the standard deviation.
     """
 
@@ -45,7 +45,8 @@ def rescale(scale: float, phi: float = 0.7) -> GuidanceRule:
 def interval(scale: float, low: float = 0.28, high: float = 5.42) -> GuidanceRule:
     """Guidance for sigma in (low, high]; eps_cond elsewhere.
 
-    Kynkaanniemi et al. 2024 (arXiv 2404.07724), equation 5, and its interval for SD-XL.
+    Kynkaanniemi et al. 2024 (arXiv 2404.07724). The default is their interval for SD-XL, which
+    ComfyUI has too.
     """
 
     def rule(eps_uncond: Tensor, eps_cond: Tensor, x: Tensor, sigma: float) -> Tensor:
@@ -85,7 +86,7 @@ def quantile_of(x0: Tensor, quantile: float) -> Tensor:
 def apg(scale: float, eta: float = 0.0, limit: float = inf) -> GuidanceRule:
     """Adaptive projected guidance: leave out the part of guidance that only scales the picture.
 
-    Sadat et al. 2024 (arXiv 2410.02416), algorithm 1, without its momentum, which would need a
+    Sadat et al. 2024 (arXiv 2410.02416), without its momentum, which would need a
     memory. The difference D_cond - D_uncond is shortened to the norm `limit`, and its part along
     D_cond, which saturates colours, counts `eta` times.
     """
@@ -105,7 +106,7 @@ def apg(scale: float, eta: float = 0.0, limit: float = inf) -> GuidanceRule:
 def cfg_zero_star(scale: float) -> GuidanceRule:
     """CFG-Zero*: first scale eps_uncond so that it is as near to eps_cond as it can be.
 
-    Fan et al. 2025 (arXiv 2503.18886), equation 12. The paper's other half, a first step without
+    Fan et al. 2025 (arXiv 2503.18886). The paper's other half, a first step without
     any change, is for flow matching: here noise would stay in the picture.
     """
 

@@ -23,7 +23,7 @@ def uni_pc(
     variant: str = "bh1",
     lower_order_final: bool = False,
 ) -> Iterator[Step]:
-    """UniPC, predicting x0: Zhao et al. 2023, algorithms 1 and 2, for an order of 1 to 3.
+    """UniPC, predicting x0, for an order of 1 to 3: Zhao et al. 2023 (arXiv 2302.04867).
 
     It predicts the next x with a formula of `order`. Once x0 is known there, it corrects the x that
     the next step starts from, with a formula one order higher; so the whole has order + 1. The
@@ -67,7 +67,7 @@ def unified_step(
 
     It is the predictor, or the corrector if the nodes include that of sigma_next. The weights a_m
     of (x0_m - x0) / r_m solve sum over m of a_m r_m^(n - 1) = n! h phi_(n + 1)(-h) / B for all n.
-    A single weight is 1/2 (the paper's section 3.3). B is h or 1 - e^-h, because x0 is predicted.
+    A single weight is 1/2, as in the authors' program. B is h or 1 - e^-h, because x0 is predicted.
     """
     h = log(sigma / sigma_next)
     b = h if variant == "bh1" else -expm1(-h)
@@ -88,8 +88,8 @@ def unified_step(
 def deis(predict_eps: PredictEps, x: Tensor, sigmas: list[float], order: int = 3) -> Iterator[Step]:
     """DEIS: integrate the polynomial in log(sigma) through the last `order` slopes over the step.
 
-    Zhang & Chen 2022, equation 15, in the variable of diffusers' DEISMultistepScheduler. k_lms has
-    the polynomial in sigma instead, and ComfyUI's deis has it in the time of another schedule.
+    Zhang & Chen 2022 (arXiv 2204.13902), in the variable of diffusers' DEISMultistepScheduler.
+    k_lms has the polynomial in sigma instead, and ComfyUI's deis in the time of another schedule.
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"the order of deis must be 1, 2, 3 or 4, not {order}")
@@ -134,9 +134,9 @@ def ipndm(
 ) -> Iterator[Step]:
     """Improved PNDM: average the last slopes as if all steps had one length.
 
-    Zhang & Chen 2022, equation 20; Liu et al. 2022. It is `plms` without the Heun step at the
-    start. The order is only 2, because no schedule here is even in sigma. With weights for uneven
-    steps (ComfyUI's ipndm_v) it would be k_lms.
+    Zhang & Chen 2022 (arXiv 2204.13902), after Liu et al. 2022 (PNDM). It is `plms` without the
+    Heun step at the start. The order is only 2, because no schedule here is even in sigma. With
+    weights for uneven steps (ComfyUI's ipndm_v) it would be k_lms.
     """
     if max_order not in (1, 2, 3, 4):
         raise ValueError(f"the max_order of ipndm must be 1, 2, 3 or 4, not {max_order}")
@@ -156,7 +156,7 @@ def ipndm(
 def res_multistep(predict_eps: PredictEps, x: Tensor, sigmas: list[float]) -> Iterator[Step]:
     """Refined exponential solver, multistep: x0 is taken as linear in lambda over the step.
 
-    Zhang et al. 2023 (arXiv 2308.02157), section 4; ComfyUI: res_multistep. x0's slope follows from
+    Zhang et al. 2023 (arXiv 2308.02157); ComfyUI: res_multistep. x0's slope follows from
     this step's x0 and the last one's, and is integrated exactly (phi_2), where DPM-Solver++(2M)
     takes x0 halfway.
     """
@@ -181,7 +181,7 @@ def euler_ge(
 ) -> Iterator[Step]:
     """Gradient estimation: Euler's step along gamma * eps + (1 - gamma) * eps of the last step.
 
-    Permenter & Yuan 2023 (arXiv 2306.04848), section 5. Order 1; at gamma 1 it is Euler's method.
+    Permenter & Yuan 2023 (arXiv 2306.04848). Order 1; at gamma 1 it is Euler's method.
     """
     eps_last = None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):

@@ -143,7 +143,7 @@ def linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
 def kl_optimal(steps: int) -> list[float]:
     """arctan(sigma) evenly spaced from 14.61 to 0.0292, then 0.
 
-    Sabour et al. 2024 (Align Your Steps), theorem 3.1; ComfyUI: kl_optimal.
+    Sabour et al. 2024 (Align Your Steps), for Gaussian data; ComfyUI: kl_optimal.
     """
     angles = np.linspace(math.atan(SIGMAS[-1]), math.atan(SIGMAS[0]), check_steps(steps))
     return [math.tan(angle) for angle in angles] + [0.0]

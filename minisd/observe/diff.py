@@ -17,13 +17,17 @@ Encoding and decoding an emoji moves it by 5 to 19 levels.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from minisd.observe.trace import Trace
 
 THRESHOLD = 0.1
+# Settings that say nothing of the run. "asked" is of older versions, where it repeats "steps".
+HIDDEN = ("latent_rgb", "latent_rgb_bias", "asked", "environment", "line")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Growth:
     pixels: float | None  # of the decoded pictures, in levels of 255
     threshold: float
     split: int | None  # index of the sigma where they separate; None: they do not
+    is_equal: bool = False  # whether all that both recorded is equal to the last bit
 
     @property
     def split_sigma(self) -> float | None:
@@ -74,7 +79,17 @@ def compare(a: Trace, b: Trace, threshold: float = THRESHOLD) -> Growth:
         latent = rms(a.latent - b.latent)
     if a.image is not None and b.image is not None and a.image.shape == b.image.shape:
         pixels = rms(a.image.clamp(-1, 1) - b.image.clamp(-1, 1)) * 255 / 2
-    return Growth(sigmas, x, distances(a.x0, b.x0), latent, pixels, threshold, split)
+    x0, is_equal = distances(a.x0, b.x0), bit_equal(a, b)
+    return Growth(sigmas, x, x0, latent, pixels, threshold, split, is_equal)
+
+
+def bit_equal(a: Trace, b: Trace) -> bool:
+    """Whether the levels and all tensors that both traces hold are equal to the last bit."""
+    if a.sigma != b.sigma or (a.latent is None) != (b.latent is None):
+        return False
+    pairs = [*zip(a.x, b.x), *zip(a.eps, b.eps), (a.latent, b.latent), (a.image, b.image)]
+    both = [(y.cpu(), z.cpu()) for y, z in pairs if y is not None and z is not None]
+    return all(y.dtype == z.dtype and torch.equal(y, z) for y, z in both)
 
 
 def distinct(sigmas: Iterable[float]) -> list[float]:
@@ -109,10 +124,35 @@ def names_of(a: Trace, b: Trace) -> tuple[str, str]:
     keys = [
         key for key in {**a.settings, **b.settings} if a.settings.get(key) != b.settings.get(key)
     ]
-    # "asked" is in traces of older versions, where it repeats "steps".
-    keys = [key for key in keys if key not in ("latent_rgb", "latent_rgb_bias", "asked")][:3]
+    keys = [key for key in keys if key not in HIDDEN][:3]
     words = [", ".join(f"{key} {t.settings.get(key, '?')}" for key in keys) for t in (a, b)]
     return words[0] or "A", words[1] or "B"
+
+
+def differing_settings(a: Trace, b: Trace) -> list[str]:
+    """`steps: 29 and 30`, for each setting that differs, and for each part of `environment`."""
+    rows = []
+    for label, of_a, of_b in (
+        ("", a.settings, b.settings),
+        ("environment, ", environment_of(a), environment_of(b)),
+    ):
+        for key in {**of_a, **of_b}:
+            if key not in HIDDEN and of_a.get(key) != of_b.get(key):
+                values = " and ".join(
+                    f"{side.get(key, 'not recorded')}"[:60] for side in (of_a, of_b)
+                )
+                rows.append(f"{label}{key}: {values}")
+    return rows
+
+
+def environment_of(trace: Trace) -> dict[str, Any]:
+    stored = trace.settings.get("environment")
+    return stored if isinstance(stored, dict) else {}
+
+
+def number(distance: float) -> str:
+    """0.1234, or 9.0e-06 where four places would show nothing, or 0."""
+    return f"{distance:.4f}" if distance >= 0.0005 else f"{distance:.1e}" if distance else "0"
 
 
 def report(growth: Growth, a: Trace, b: Trace, names: tuple[str, str]) -> str:
@@ -124,21 +164,26 @@ def report(growth: Growth, a: Trace, b: Trace, names: tuple[str, str]) -> str:
         "     sigma   A step   B step   distance of x   of x0",
     ]
     for i, sigma in enumerate(growth.sigma):
-        x0 = f"{growth.x0[i]:8.4f}" if growth.x0 else "       -"
+        x0 = f"{number(growth.x0[i]):>9}" if growth.x0 else "        -"
         mark = "  <- separate from here" if i == growth.split else ""
         steps = f"{step_number(a, sigma):8} {step_number(b, sigma):8}"
-        lines.append(f"{sigma:10.4f} {steps} {growth.x[i]:15.4f}{x0}{mark}")
+        lines.append(f"{sigma:10.4f} {steps} {number(growth.x[i]):>14}{x0}{mark}")
     lines.append("")
+    lines += [f"they differ in {row}" for row in differing_settings(a, b)]
     if growth.latent is not None:
         pixels = ""
         if growth.pixels is not None:
             pixels = f", the pictures {growth.pixels:.1f} of 255 levels"
-        lines.append(f"the final latents are {growth.latent:.4f} apart{pixels} (root mean square)")
+        lines.append(
+            f"the final latents are {number(growth.latent)} apart{pixels} (root mean square)"
+        )
     lines.append(conclusion(growth, a, b))
     return "\n".join(lines)
 
 
 def conclusion(growth: Growth, a: Trace, b: Trace) -> str:
+    if growth.is_equal:
+        return "they are bit-equal: x, eps, the latent and the picture, as far as both have them"
     if growth.split_sigma is None:
         return f"they do not separate: x does not stay more than {growth.threshold:g} apart"
     sigma = growth.split_sigma

@@ -44,13 +44,17 @@ class NoiseMismatch(ValueError):
 class Ledger(Watcher):
     """The observer that measures. With refuse=False, it warns where it would raise NoiseMismatch.
 
+    With spoken=True the run speaks another program's dialect: a mismatch is that program's own
+    rule, and stands in the line only.
     An attribute is None until it is measured, and where there is nothing to measure: txt2img has no
     image, and strength 0 makes no call.
     """
 
-    def __init__(self, sd: StableDiffusion | None = None, refuse: bool = True):
+    def __init__(
+        self, sd: StableDiffusion | None = None, refuse: bool = True, spoken: bool = False
+    ):
         super().__init__(sd)
-        self.refuse = refuse
+        self.refuse, self.spoken = refuse, spoken
         self.clear()
 
     def clear(self) -> None:
@@ -98,7 +102,9 @@ class Ledger(Watcher):
         first = x_in[: len(noise)].cpu().double()
         self.image_share, self.noise_share = gains(first, x0, noise)
         self.t_expected = float(t[0])
-        self.sigma_expected = t_to_sigma(self.t_expected)
+        unet = self.sd.unet if self.sd else None  # it may have another training schedule
+        to_sigma = getattr(unet, "t_to_sigma", t_to_sigma)
+        self.sigma_expected = to_sigma(self.t_expected)
         sigma = self.sigma_added if self.is_rounded_end else self.sigma_expected
         scale = (sigma**2 + 1) ** -0.5
         added = f"the noise added has sigma {self.sigma_added:.6f}"
@@ -126,9 +132,11 @@ class Ledger(Watcher):
         )
 
     def report(self, mismatch: str) -> None:
-        if self.refuse:
+        if self.refuse and not self.spoken:
             raise NoiseMismatch(mismatch)
         self.mismatch = mismatch
+        if self.spoken:
+            return
         warnings.warn(f"THE NOISE IS WRONG: {mismatch}. The picture will be wrong", stacklevel=2)
 
     @property
@@ -168,7 +176,7 @@ class Ledger(Watcher):
             parts.append(f"{self.image_share:.1%} of the image survives")
         parts.append(f"{self.calls} network calls")
         if self.mismatch:
-            parts.append("THE NOISE IS WRONG")
+            parts.append("as the dialect has it" if self.spoken else "THE NOISE IS WRONG")
         return "measured: " + ", ".join(parts)
 
 

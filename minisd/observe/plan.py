@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minisd.more_samplers.adapters import find_sampler
 from minisd.run import doubts, lookup, random_stream
-from minisd.samplers import SAMPLERS, Sampler
+from minisd.samplers import Sampler
 from minisd.schedule import (
     SCHEDULES,
     Schedule,
@@ -65,11 +66,12 @@ def plan(
     Raises ValueError for unknown names, values out of range, and levels that no run can use.
     """
     schedule = default_schedule(sampler) if schedule is None else schedule
-    sample = lookup("sampler", sampler, SAMPLERS)
-    sigmas = levels_of(lookup("schedule", schedule, SCHEDULES), steps)
+    sample = find_sampler(sampler)
+    levels = lookup("schedule", schedule, SCHEDULES)
+    sigmas = levels_of(levels, steps)
     skipped = start_index(steps, strength)
     calls = count_calls(sample, sigmas[skipped:])
-    return Plan(strength, sampler, schedule, sigmas, skipped, calls, doubts(sigmas))
+    return Plan(strength, sampler, schedule, sigmas, skipped, calls, doubts(sigmas, levels))
 
 
 class Counter:
@@ -92,7 +94,7 @@ class Counter:
 
 def count_calls(sampler: str | Sampler, sigmas: list[float]) -> int:
     """How often a sampler calls the network on a schedule: it is run on a latent of one pixel."""
-    sample: Sampler = lookup("sampler", sampler, SAMPLERS)
+    sample = find_sampler(sampler)
     counter = Counter()
     x = torch.full((1, 4, 1, 1), sigmas[0])
     generators = random_stream(sample, [torch.Generator().manual_seed(0)])

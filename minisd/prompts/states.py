@@ -47,13 +47,13 @@ def with_clip_skip(sd: StableDiffusion, clip_skip: int) -> StableDiffusion:
     """
     if clip_skip == 1:
         return sd
-    layers = sd.text_encoder.encoder.layers
+    layers = list(next(sd.text_encoder.encoder.children()).children())
     if not 1 <= clip_skip <= len(layers):
         limit = f"the text encoder has {len(layers)} layers"
         raise ValueError(f"clip skip must be between 1 and {len(layers)}, not {clip_skip}: {limit}")
     shorter = copy.copy(sd.text_encoder)  # the modules are shared
     shorter._modules = dict(shorter._modules)
-    shorter.encoder = nn.Sequential(OrderedDict(layers=layers[: 1 - clip_skip]))
+    shorter.encoder = nn.Sequential(OrderedDict(layers=nn.Sequential(*layers[: 1 - clip_skip])))
     return replace(sd, text_encoder=shorter)
 
 

@@ -5,24 +5,121 @@
     Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 42, Size: 512x512, ...
 
 AUTOMATIC1111: modules/processing.py, create_infotext, and modules/infotext_utils.py. Forge,
-SD.Next, stable-diffusion.cpp and others write it too.
+SD.Next, stable-diffusion.cpp and others write it too. Text of other programs becomes a recipe in
+the dialect a1111; minisd writes its own with its version.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from minisd.prompts.syntax import escaped, parse
 from minisd.recipes.dream import BY_FIELD, OutOfRange, read_value
-from minisd.recipes.recipe import INIT_IMAGE, Recipe
-from minisd.schedule import SCHEDULES
+from minisd.recipes.recipe import INIT_IMAGE, Recipe, name_of
 
 FIELDS = {"Steps": "steps", "CFG scale": "guidance", "Seed": "seed", "Clip skip": "clip_skip"}
 OWN_PROMPT = "minisd prompt"  # the key of a prompt that has no form in AUTOMATIC1111's syntax
 PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 EXTRA_NETWORK = re.compile(r"\s*<\w+:[^<>]+>")
 PROGRAM_KEYS = ("App", "Version")
+
+# Names of samplers, and minisd's. The second group takes 2 N steps of prompt editing.
+FIRST_ORDER = {
+    "Euler": "k_euler",
+    "Euler a": "k_euler_a",
+    "LMS": "k_lms",
+    "DPM++ 2M": "k_dpmpp_2",
+    "DPM++ 2M SDE": "dpmpp_2m_sde",
+    "DPM++ 3M SDE": "dpmpp_3m_sde",
+    "DDIM": "ddim",
+    "PLMS": "plms",
+    "UniPC": "uni_pc",
+}
+SECOND_ORDER = {
+    "Heun": "k_heun",
+    "DPM2": "k_dpm_2",
+    "DPM2 a": "k_dpm_2_a",
+    "DPM++ 2S a": "k_dpmpp_2_a",
+    "DPM++ SDE": "dpmpp_sde",
+}
+SAMPLERS = FIRST_ORDER | SECOND_ORDER
+HEUN = "DPM++ 2M SDE Heun"  # dpmpp_2m_sde with the solver heun
+VP = ("ddim", "plms", "uni_pc")  # they have no schedule type
+SCHEDULES = (
+    *("Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal"),
+    *("Align Your Steps", "Simple", "Normal", "DDIM", "Beta", "Uniform"),
+)
+
+
+OTHER_NAMES = {"model": "uniform", "ddim_uniform": "ddim"}
+
+
+def automatic_schedule(sampler: str) -> str:
+    """The schedule of the schedule type "Automatic"."""
+    if sampler in ("k_dpmpp_2", "dpmpp_sde", "k_dpmpp_2_a", "k_dpm_2", "k_dpm_2_a"):
+        return "karras"
+    return "exponential" if sampler in ("dpmpp_2m_sde", "dpmpp_3m_sde") else "uniform"
+
+
+def schedule_named(name: str, sampler: str) -> str | None:
+    """minisd's name of a schedule type; None for uniform levels that follow from "Automatic"."""
+    if sampler in VP:
+        return None
+    if name == "Automatic":
+        own = automatic_schedule(sampler)
+        return None if own == "uniform" else own
+    return name.lower().replace(" ", "_")
+
+
+class Key(NamedTuple):
+    """A key of the line of settings that is an option of the dialect."""
+
+    option: str
+    read: Callable[[str], Any]
+
+
+def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def choice(**values: Any) -> Callable[[str], Any]:
+    return lambda text: values[text.replace(" ", "_")]
+
+
+TRUTH = choice(**{"True": True, "False": False})
+KEYS = {
+    "ENSD": Key("ensd", number(-(2**31), 2**31, int)),
+    "RNG": Key("noise_source", choice(GPU="GPU", CPU="CPU", NV="NV", cuda="NV")),
+    "Eta": Key("eta", number(0, 100)),
+    "Eta DDIM": Key("eta", number(0, 100)),
+    "NGMS": Key("ngms", number(0, 100)),
+    "NGMS all steps": Key("ngms_all", TRUTH),
+    "Noise multiplier": Key("noise_multiplier", number(0, 10)),
+    "Extra noise": Key("extra_noise", number(0, 10)),
+    "Schedule rho": Key("rho", number(0, 100)),
+    "Schedule min sigma": Key("sigma_min", number(0, 100)),
+    "Schedule max sigma": Key("sigma_max", number(0, 100)),
+    "Discard penultimate sigma": Key("discard_next_to_last", TRUTH),
+    "SGM noise multiplier": Key("sgm_noise", TRUTH),
+    "Emphasis": Key(
+        "emphasis",
+        choice(
+            **{"Original": "Original", "No_norm": "No norm", "Ignore": "Ignore", "None": "None"}
+        ),
+    ),
+    "Pad conds": Key("pad_conds", TRUTH),
+    "Pad conds v0": Key("pad_conds_v0", TRUTH),
+    "Downcast alphas_cumprod": Key("downcast", TRUTH),
+    "Old prompt editing timelines": Key("old_editing", TRUTH),
+}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -37,10 +134,14 @@ def write(prompt: str, settings: Mapping[str, Any]) -> str:
     lines = prompt_lines(prompt)
     if Recipe(**read_prompt("\n".join(lines), ours=True)).full_prompt != prompt:
         settings = {**settings, OWN_PROMPT: prompt}
+    return "\n".join([*lines, settings_line(settings)])
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
     pairs = {key: value for key, value in settings.items() if value is not None}
     special = re.compile(r'[,:\n"]|^\s|\s$')
     quoted = {k: json.dumps(v) if special.search(f"{v}") else v for k, v in pairs.items()}
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in quoted.items())])
+    return ", ".join(f"{key}: {value}" for key, value in quoted.items())
 
 
 def prompt_lines(prompt: str) -> list[str]:
@@ -59,6 +160,45 @@ def with_backslashes(text: str) -> str:
     return re.sub(r"([()\[\]\\])", r"\\\1", text)
 
 
+def infotext(recipe: Recipe, size: tuple[int, int], more: Mapping[str, Any]) -> str:
+    """The text of a recipe in the dialect a1111, as the program itself writes it.
+
+    size: width and height in pixels; more: keys to add, such as Model. What the program does not
+    write into its text is not in this one either, such as exact_steps.
+    """
+    options, sampler = recipe.options, name_of(recipe.sampler)
+    names = {own: name for name, own in SAMPLERS.items()} | {"dpmpp_2m": "DPM++ 2M"}
+    name = HEUN if options.get("solver") == "heun" else names[sampler]
+    schedule = name_of(recipe.schedule or ("uniform" if sampler not in VP else ""))
+    schedule = OTHER_NAMES.get(schedule, schedule).removesuffix("_a1111")
+    if not schedule or schedule == automatic_schedule(sampler) == "uniform":
+        kind = "Automatic"
+    else:
+        kind = next(k for k in SCHEDULES if k.lower().replace(" ", "_") == schedule)
+    settings: dict[str, Any] = {
+        "Steps": recipe.steps,
+        "Sampler": name,
+        "Schedule type": kind,
+        "CFG scale": name_of(recipe.guidance),
+        "Seed": recipe.seed,
+        "Size": f"{size[0]}x{size[1]}",
+    }
+    for key in ("Model hash", "Model"):
+        settings[key] = more.get(key)
+    for other, weight in recipe.variations[:1]:
+        settings |= {"Variation seed": other, "Variation seed strength": name_of(weight)}
+    settings["Denoising strength"] = name_of(recipe.strength) if recipe.image else None
+    settings["Clip skip"] = recipe.clip_skip if recipe.clip_skip > 1 else None
+    for key, (option, _) in KEYS.items():
+        if option in options and key != ("Eta" if sampler == "ddim" else "Eta DDIM"):
+            settings[key] = name_of(options[option])
+    settings |= {key: value for key, value in more.items() if key not in settings}
+    lines = [recipe.prompt]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    return "\n".join([*lines, settings_line(settings)])
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 
@@ -69,14 +209,21 @@ def read(text: str) -> tuple[dict[str, Any], list[str]]:
     values = {key: unquoted(value) for key, value in PAIR.findall(rows[last])}
     body = "\n".join(rows[:last])
     ours = values.get("Version", "").startswith("minisd")
-    if ours:
-        notes = []
-    else:
-        notes = [f"made by {maker(values)}: minisd's picture will differ", *notes_on_prompt(body)]
-    notes += [f"{row.strip()[:200]!r} was left out" for row in rows[last + 1 :]]
+    notes = [f"{row.strip()[:200]!r} was left out" for row in rows[last + 1 :]]
+    spoken = not ours and sampler_and_type(values)[0] in {*SAMPLERS, HEUN}
+    if spoken:
+        fields, more_notes = read_spoken(values, body)
+        return fields, [*more_notes, *notes]
+    if not ours:
+        made = f"made by {maker(values)}: minisd's picture will differ"
+        notes = [made, *notes_on_prompt(body), *notes]
     prompts = {"prompt": values[OWN_PROMPT]} if OWN_PROMPT in values else read_prompt(body, ours)
-    fields, more_notes = read_settings(values, ours)
-    return {**prompts, **fields}, notes + more_notes
+    fields, left, more_notes = read_settings(values, ours)
+    sampler, kind = sampler_and_type(values)
+    fields["sampler"] = sampler
+    if kind != "Automatic":
+        fields["schedule"] = kind.lower().replace(" ", "_")
+    return {**prompts, **fields}, notes + more_notes + ([] if ours else left_out(left))
 
 
 def settings_row(rows: list[str]) -> int:
@@ -91,10 +238,14 @@ def unquoted(value: str) -> str:
     return str(json.loads(value)) if value.startswith('"') else value
 
 
+def split_prompts(text: str) -> tuple[str, str]:
+    positive, _, negative = f"\n{text}".partition("\nNegative prompt:")
+    return positive.strip(), negative.strip()
+
+
 def read_prompt(text: str, ours: bool) -> dict[str, Any]:
     """The prompt and the negative prompt. Other programs' weights become plain words."""
-    positive, _, negative = f"\n{text}".partition("\nNegative prompt:")
-    positive, negative = positive.strip(), negative.strip()
+    positive, negative = split_prompts(text)
     if ours:
         positive = re.sub(r"(?<!\\)\(((?:\\.|[^()\\])*):([\d.]+)\)", r"(\1)\2", positive)
         negative = re.sub(r"\\([()\[\]\\])", r"\1", negative)
@@ -104,8 +255,24 @@ def read_prompt(text: str, ours: bool) -> dict[str, Any]:
     return {"prompt": positive, "negative_prompt": negative}
 
 
-def read_settings(values: Mapping[str, str], ours: bool) -> tuple[dict[str, Any], list[str]]:
-    """The fields in the line of settings, and notes on the rest of it."""
+def sampler_and_type(values: Mapping[str, str]) -> tuple[str, str]:
+    """The sampler's name, and its schedule type. Before 1.9 the name ended with the type."""
+    sampler, kind = values.get("Sampler", "LMS"), values.get("Schedule type", "Automatic")
+    if sampler in (*SAMPLERS, HEUN):
+        return sampler, kind
+    for name in SCHEDULES:
+        if sampler.endswith(f" {name}"):
+            return sampler.removesuffix(f" {name}"), name
+    by_own_name = {own: name for name, own in SAMPLERS.items()}
+    for own in (sampler, f"k_{sampler}"):  # stable-diffusion.cpp's names
+        sampler = by_own_name.get(own, sampler)
+    return sampler, kind
+
+
+def read_settings(
+    values: Mapping[str, str], ours: bool
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """The fields in the line of settings, the other keys, and notes."""
     left, fields, notes = dict(values), {}, []
 
     def read_field(name: str, key: str, text: str) -> None:
@@ -121,14 +288,8 @@ def read_settings(values: Mapping[str, str], ours: bool) -> tuple[dict[str, Any]
     for key, name in FIELDS.items():
         if key in left:
             read_field(name, key, left.pop(key))
-    sampler, schedule = left.pop("Sampler", "LMS"), left.pop("Schedule type", "Automatic")
-    for name in ("Karras", "Exponential"):  # older versions wrote it behind the sampler
-        if sampler.endswith(f" {name}"):
-            sampler, schedule = sampler.removesuffix(f" {name}"), name
-    fields["sampler"] = sampler
-    if schedule != "Automatic":
-        name = schedule.lower().replace(" ", "_")
-        fields["schedule"] = f"{name}_a1111" if f"{name}_a1111" in SCHEDULES else name
+    for key in ("Sampler", "Schedule type"):
+        left.pop(key, None)
     if match := re.fullmatch(r"(\d+)x(\d+)", left.get("Size", "")):
         del left["Size"]
         read_field("width", "Size", match[1])
@@ -142,12 +303,82 @@ def read_settings(values: Mapping[str, str], ours: bool) -> tuple[dict[str, Any]
         read_field("strength", "Denoising strength", left.pop("Denoising strength"))
         if ours or fields.get("strength"):
             fields["image"] = INIT_IMAGE
-            if not ours:
-                notes.append("AUTOMATIC1111 runs one step more at the same strength")
+    return fields, left, notes
+
+
+def read_spoken(values: Mapping[str, str], body: str) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a recipe in the dialect a1111, and notes."""
+    fields, left, notes = read_settings(values, ours=False)
+    positive, negative = split_prompts(body)
+    tags = EXTRA_NETWORK.findall(positive) + EXTRA_NETWORK.findall(negative)
+    notes = [*(f"{tag.strip()[:80]} was left out" for tag in tags), *notes]
+    positive, negative = EXTRA_NETWORK.sub("", positive), EXTRA_NETWORK.sub("", negative)
+    name, kind = sampler_and_type(values)
+    sampler = SAMPLERS.get(name, "dpmpp_2m_sde")
+    options: dict[str, Any] = {"solver": "heun"} if name == HEUN else {}
+    for key, (option, read_option) in KEYS.items():
+        if key not in left or key == ("Eta" if sampler == "ddim" else "Eta DDIM"):
+            continue
+        try:
+            options[option] = read_option(left[key])
+        except (ValueError, KeyError, OverflowError):
+            continue  # it stays among what is left out
+        del left[key]
+    if kind not in (*SCHEDULES, "Automatic"):
+        plain = kind.lower().replace(" ", "_")[:60]
+        notes.append(f"the schedule {plain} is not here: the sampler's own is used")
+        kind = "Automatic"
+    version = version_of(values)
+    if kind == "Automatic" and "Schedule type" not in values and sampler not in VP:
+        own = automatic_schedule(sampler)
+        kind = "Uniform" if own != "uniform" else kind
+        if kind == "Uniform":
+            notes.append(f"no schedule type: uniform, as before 1.9 (later {own} is automatic)")
+    if version and version < (1, 6):
+        if "[" in positive + negative:
+            options.setdefault("old_editing", True)
+        if sampler in ("ddim", "plms"):
+            options |= {"era": "1.5", "pad_conds_v0": True}
+    if version and version < (1, 7):
+        options.setdefault("downcast", True)
+    program = maker(values)
+    made = f"made by {A1111}: its dialect a1111 is spoken"
+    if program != A1111:
+        made = f"made by {program}: read as if by {A1111}, so the picture may differ"
+    notes = [made, *notes] if not program.startswith("minisd") else notes
+    fields |= {
+        "prompt": positive,
+        "negative_prompt": negative,
+        "sampler": sampler,
+        "schedule": schedule_named(kind, sampler),
+        "dialect": "a1111",
+        "options": options,
+    }
+    return fields, [*notes, *left_out(left), *unrecorded(fields)]
+
+
+def left_out(left: Mapping[str, str]) -> list[str]:
     rest = ", ".join(f"{key} {value}" for key, value in left.items() if key not in PROGRAM_KEYS)
-    if rest and not ours:
-        notes.append(f"these settings were left out: {rest[:400]}")
-    return fields, notes
+    return [f"these settings were left out: {rest[:400]}"] if rest else []
+
+
+def unrecorded(fields: Mapping[str, Any]) -> list[str]:
+    """What the program does not write into its text, and what is taken here."""
+    taken = ["quantize=False"]
+    if fields.get("image"):
+        taken.append("exact_steps=False")
+    if fields["options"].get("noise_source", "GPU") == "GPU":
+        taken.append("card=RTX 3090 (for more than 16,384 numbers)")
+    return [f"the text does not say these, so --set changes them: {', '.join(taken)}"]
+
+
+A1111 = "AUTOMATIC1111's program"
+
+
+def version_of(values: Mapping[str, str]) -> tuple[int, ...]:
+    """(1, 10, 1); empty if the text has none. Forge's has AUTOMATIC1111's behind its own."""
+    match = re.search(r"(?:^|v)(\d+)\.(\d+)(?:\.(\d+))?", values.get("Version", ""))
+    return tuple(int(part or 0) for part in match.groups()) if match else ()
 
 
 def maker(values: Mapping[str, str]) -> str:
@@ -155,7 +386,7 @@ def maker(values: Mapping[str, str]) -> str:
     name = values.get("App") or values.get("Version", "")
     if re.match(r"f\d", name):
         return "Forge"
-    return "AUTOMATIC1111's program" if re.match(r"v?\d|$", name) else name[:60]
+    return A1111 if re.match(r"v?\d|$", name) else name[:60]
 
 
 def notes_on_prompt(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from ast import literal_eval
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from minisd.recipes.recipe import Recipe
+from minisd.recipes.recipe import BARE, CONSTANTS, Recipe
 
 
 class OutOfRange(ValueError):
@@ -43,11 +43,18 @@ def guidance_value(text: str) -> float | str:
 
 
 def option_value(text: str) -> dict[str, Any]:
-    """`OPTION=VALUE` as {option: value}; the value is a Python number, string or the like."""
+    """`OPTION=VALUE` as {option: value}; the value is a Python number, string or the like.
+
+    Words, versions and dates need no quotation marks: noise_source=CPU, era=2.2.5.
+    """
     option, _, value = text.partition("=")
+    if option and BARE.fullmatch(value) and value not in CONSTANTS:
+        return {option: value}
     try:
         return {option: literal_eval(value)}
     except (ValueError, SyntaxError):
+        if option and re.fullmatch(r"[\d.-]+", value):  # a version, or a date
+            return {option: value}
         raise ValueError(f"{text!r} should be OPTION=VALUE, such as eta=0.5") from None
 
 
@@ -85,6 +92,8 @@ SWITCHES = (
     Switch("variations", ("-V", "--with_variations"), seed_weights),
     Switch("normalize", ("-x", "--skip_normalize"), None),
     Switch("clip_skip", ("--clip-skip", "--clip_skip"), between(1, 40, int)),
+    Switch("dialect", ("--dialect",), str),
+    Switch("negative_prompt", ("--negative", "--negative_prompt"), str),
     Switch("options", ("--set",), option_value),
 )
 BY_FIELD = {switch.field: switch for switch in SWITCHES}

@@ -6,8 +6,9 @@ size is limited, its values are checked, and nothing in it is run or decides whe
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +18,21 @@ from PIL.PngImagePlugin import iTXt
 from minisd.files import sha256
 from minisd.more_samplers.guidance_rules import GUIDANCE_RULES
 from minisd.prompts.syntax import PromptError, escaped, parse
-from minisd.recipes import a1111
-from minisd.recipes.dream import BY_FIELD, OutOfRange, dream_line, read_dream, read_value
-from minisd.recipes.recipe import INIT_IMAGE, Recipe, name_of
+from minisd.recipes import a1111, comfyui
+from minisd.recipes.dream import dream_line, read_dream
+from minisd.recipes.invokeai import fields_of_json, read_3, spoken_version
+from minisd.recipes.recipe import DIALECTS, INIT_IMAGE, OWN, Recipe, name_of
 from minisd.samplers import FACTS, SAMPLERS
 from minisd.schedule import SCHEDULES
 
 MAX_TEXT = 1 << 20  # characters of a text chunk
-TEXTS = ("Dream", "sd-metadata", "parameters")
+TEXTS = ("Dream", "sd-metadata", "parameters", "invokeai_metadata", "prompt")
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 # Texts of programs whose settings minisd does not read, and what the picture is.
 OTHER_TEXTS = {
-    "workflow": "it is a picture of ComfyUI, whose settings are a graph",
-    "prompt": "it is a picture of ComfyUI, whose settings are a graph",
-    "invokeai_metadata": "it is a picture of InvokeAI 3 or later, which minisd does not read",
-    "invokeai_graph": "it is a picture of InvokeAI 3 or later, which minisd does not read",
+    "workflow": "it is a picture of ComfyUI with the editor's graph only, which is not read",
+    "invokeai_graph": "it is a picture of InvokeAI with its graph only, which minisd does not read",
+    "use_stable_diffusion_model": "it is a picture of Easy Diffusion, which minisd does not read",
     "Comment": "it has a comment, as NovelAI writes it, which minisd does not read",
 }
 # For samplers that minisd does not have: a part of the name, and the sampler to take instead.
@@ -46,16 +47,6 @@ NEAREST = (
     ("eulera|ddpm|lcm", "k_euler_a"),
     ("", "k_euler"),
 )
-# The keys of InvokeAI's settings, and the fields they are.
-INVOKEAI_KEYS = {
-    "steps": "steps",
-    "seed": "seed",
-    "width": "width",
-    "height": "height",
-    "cfg_scale": "guidance",
-    "sampler": "sampler",
-    "strength_steps": "strength",
-}
 
 
 class Model(NamedTuple):
@@ -93,11 +84,19 @@ def texts(
 
     size: width and height in pixels; init_hash: SHA-256 of the init image's file
     """
-    return {
+    chunks = {
         "Dream": dream_line(recipe),
         "sd-metadata": json.dumps(invokeai_metadata(recipe, size, model, init_hash)),
-        "parameters": a1111_parameters(recipe, size, model, init_hash),
     }
+    if recipe.dialect == OWN:
+        chunks["parameters"] = a1111_parameters(recipe, size, model, init_hash)
+    elif recipe.dialect == "a1111":
+        more = {"Model hash": model.sha256[:10], "Model": model.name}
+        more |= {"Version": "v1.10.1", "App": f"minisd {model.version}"}
+        chunks["parameters"] = a1111.infotext(recipe, size, more)
+    elif recipe.dialect == "comfyui":
+        chunks["prompt"] = json.dumps(comfyui.graph_of(recipe, size))
+    return chunks
 
 
 def invokeai_metadata(
@@ -137,7 +136,7 @@ def a1111_parameters(
     sampler = name_of(recipe.sampler)
     settings = {
         "Steps": recipe.steps,
-        "Sampler": FACTS[sampler].a1111 if sampler in FACTS else sampler,
+        "Sampler": FACTS[sampler].usual_name if sampler in FACTS else sampler,
         "Schedule type": name_of(recipe.schedule).capitalize() if recipe.schedule else None,
         "CFG scale": written(recipe.guidance),
         "Seed": recipe.seed,
@@ -224,7 +223,11 @@ def is_metadata(text: str) -> bool:
 def chunks_of_text(text: str) -> dict[str, str]:
     if re.search(r"^Steps: \d", text, re.M):
         return {"parameters": text}
-    return {"sd-metadata" if text.lstrip().startswith("{") else "Dream": text}
+    if not text.lstrip().startswith("{"):
+        return {"Dream": text}
+    if '"class_type"' in text:
+        return {"prompt": text}
+    return {"invokeai_metadata" if '"positive_prompt"' in text else "sd-metadata": text}
 
 
 def read_chunks(path: Path) -> dict[str, str]:
@@ -269,12 +272,20 @@ def user_comment(data: bytes) -> str:
     return text.decode("utf-8", "replace").strip("\0")
 
 
-def to_recipe(chunks: Mapping[str, str], source: str, folder: Path) -> Recipe:
+def to_recipe(chunks: Mapping[str, str], source: str, folder: Path | None) -> Recipe:
+    """The recipe in these text chunks of `source`.
+
+    folder: where the picture is, to look for its init image; None: no file is looked for.
+    """
     try:
         if "Dream" in chunks or "sd-metadata" in chunks:
             reading = read_invokeai(chunks)
         elif "parameters" in chunks:
             reading = Reading(*a1111.read(chunks["parameters"]))
+        elif "invokeai_metadata" in chunks:
+            reading = Reading(*read_3(chunks["invokeai_metadata"]))
+        elif "use_stable_diffusion_model" not in chunks and "prompt" in chunks:
+            reading = Reading(*comfyui.read(chunks["prompt"]))
         elif names := [name for name in OTHER_TEXTS if name in chunks]:
             raise ValueError(OTHER_TEXTS[names[0]])
         else:
@@ -283,14 +294,15 @@ def to_recipe(chunks: Mapping[str, str], source: str, folder: Path) -> Recipe:
         notes = [*reading.notes, *more_notes]
         if words := model_in(chunks).switches():
             notes.append(f"it was drawn with {' '.join(words)[:300]}")
-        if fields.get("image"):
+        if fields.get("image") and folder is not None:
             fields["image"], more_notes = find_init_image(
                 fields["image"], reading.init_hash, folder
             )
             notes += more_notes
-        return Recipe(**fields, notes=tuple(notes))
+        return spoken_or_own(Recipe(**fields, notes=tuple(notes)))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        problem = str(error) if isinstance(error, ValueError) else "its text has an unknown form"
+        is_plain = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+        problem = str(error) if is_plain else "its text has an unknown form"
         raise ValueError(f"{source} has no settings that can be read: {problem}"[:400]) from None
 
 
@@ -314,8 +326,13 @@ def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             notes.append(f"the sampler {sampler[:60]} is not here: the nearest, {name}, is used")
             if kept.pop("options", None):
                 notes.append("its options were left out")
+    spoken = kept.get("dialect", OWN) != OWN
+    if spoken and kept["dialect"] not in DIALECTS:
+        notes.append(f"the dialect {kept.pop('dialect')[:60]} is not here: minisd's rules are used")
+        kept.pop("options", None)
+        spoken = False
     schedule = kept.get("schedule")
-    if schedule is not None and schedule not in SCHEDULES:
+    if schedule is not None and schedule not in SCHEDULES and not spoken:
         del kept["schedule"]
         notes.append(f"the schedule {schedule[:60]} is not here: the sampler's own is used")
     rule = kept.get("guidance_rule")
@@ -326,12 +343,34 @@ def usable(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"the seed was {kept.pop('seed')}, which is not a seed: choose one")
     if kept.get("mask") and not kept.get("image"):
         notes.append(f"the mask {kept.pop('mask')} was left out, because there is no init image")
+    if spoken:  # its syntax is another one
+        return kept, notes
     try:
         parse(kept["prompt"])
     except PromptError as error:
         kept["prompt"] = escaped(kept["prompt"])
         notes.append(f"the prompt is taken as plain words: {error}")
     return kept, notes
+
+
+def spoken_or_own(recipe: Recipe) -> Recipe:
+    """The recipe; if its dialect cannot draw it, the same with minisd's rules, and a note."""
+    dialect = DIALECTS[recipe.dialect]
+    if dialect is None:
+        return recipe
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dialect.check(recipe)
+    except ValueError as error:
+        note = (
+            f"the dialect {recipe.dialect} cannot draw it ({error!s:.200}): minisd's rules are used"
+        )
+        schedule = recipe.schedule if recipe.schedule in SCHEDULES else None
+        prompt, notes = escaped(recipe.prompt), (*recipe.notes, note)
+        own = {"dialect": OWN, "options": {}, "schedule": schedule, "prompt": prompt}
+        return replace(recipe, notes=notes, **own)
+    return recipe
 
 
 def nearest_sampler(name: str) -> tuple[str, bool]:
@@ -341,7 +380,7 @@ def nearest_sampler(name: str) -> tuple[str, bool]:
         text = text.lower().replace("++", "pp").replace("ancestral", "a")
         return re.sub(r"[^a-z0-9]", "", text)
 
-    known = {plain(facts.a1111): own for own, facts in reversed(FACTS.items())}
+    known = {plain(facts.usual_name): own for own, facts in reversed(FACTS.items())}
     for text in (plain(name), plain(name).removeprefix("k")):
         if text in known:
             return known[text], True
@@ -369,7 +408,15 @@ def read_invokeai(chunks: Mapping[str, str]) -> Reading:
             notes.append("the sampler may not be ddim: InvokeAI wrote that for every img2img")
     if fields.get("seed") is None and "seed" in image:
         fields["seed"] = int(image["seed"])
-    if program and program != "minisd":
+    version = spoken_version(stored)
+    if version is not None:
+        fields["dialect"], era = version
+        fields["options"] = {"era": era}
+        notes.append(
+            f"made by InvokeAI {era}: its dialect is spoken. The text does not say whether the "
+            "noise was a GPU's or a CPU's: noise_source=GPU is taken, and --set changes it"
+        )
+    elif program and program != "minisd":
         maker = f"{program} {stored.get('app_version', '')}".strip()[:80]
         checkpoint = stored.get("model_id") or stored.get("model_weights")
         drawn_with = f" with {checkpoint}"[:70] if checkpoint else ""
@@ -379,30 +426,6 @@ def read_invokeai(chunks: Mapping[str, str]) -> Reading:
     if image.get("orig_hash"):
         reading.init_hash = str(image["orig_hash"])
     return reading
-
-
-def fields_of_json(image: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields in InvokeAI's JSON, checked as a typed line is, and notes on what is left out."""
-    parts = image["prompt"]
-    weights = [float(part["weight"]) for part in parts]
-    is_blend = len(parts) > 1 or weights != [1.0]
-    texts = [str(part["prompt"]) for part in parts]
-    if is_blend:
-        texts = [f"{text}:{weight:g}" for text, weight in zip(texts, weights, strict=True)]
-    fields: dict[str, Any] = {"prompt": " ".join(texts)}
-    notes = []
-    for key, name in INVOKEAI_KEYS.items():
-        if image.get(key) is not None:
-            try:
-                fields[name] = read_value(BY_FIELD[name], str(image[key]))
-            except OutOfRange as error:
-                notes.append(f"{key} was left out: {error}")
-    if image.get("type") == "img2img":
-        fields["image"] = INIT_IMAGE
-    if pairs := image.get("variations"):
-        pairs = ",".join(f"{pair['seed']}:{pair['weight']}" for pair in pairs)
-        fields["variations"] = read_value(BY_FIELD["variations"], pairs)
-    return fields, notes
 
 
 def find_init_image(image: str, wanted: str | None, folder: Path) -> tuple[str, list[str]]:

@@ -5,7 +5,7 @@ import random
 import re
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -16,20 +16,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.checkpoint.training_schedule import with_own_schedule
 from minisd.guidance import GuidanceRule
 from minisd.images import Picture, is_transparent, open_image, resize
 from minisd.img2img import img2img
 from minisd.inpaint import inpaint, keep_mask, share_redrawn
+from minisd.more_samplers.adapters import find_sampler
+from minisd.more_samplers.brownian import on_brownian_path
 from minisd.more_samplers.guidance_rules import guidance_rule
 from minisd.prompts.states import text_states, with_clip_skip
 from minisd.prompts.syntax import escaped
 from minisd.recipes.variations import varied_noise
 from minisd.run import Observer, Result, choose
 from minisd.samplers import Sampler
-from minisd.schedule import Schedule, start_index
+from minisd.schedule import Schedule, default_schedule, start_index
 from minisd.stable_diffusion import StableDiffusion
 from minisd.txt2img import txt2img
 
+OWN = "minisd"
+BARE, CONSTANTS = re.compile(r"[^\W\d][\w .+-]*"), ("True", "False", "None")
 INIT_IMAGE = "INIT_IMAGE"  # stands for a file, in the recipe of a picture that does not name it
 # [from:to:when], [words:when], [one|other], AND, BREAK
 A1111_SYNTAX = re.compile(r"\[[^][]*[^][\d]:\s*[\d.]+\s*\]|\[[^][]*\|[^][]*\]|\b(AND|BREAK)\b")
@@ -61,8 +66,9 @@ class Recipe:
     normalize: bool = True  # scale a blend's weights to sum to 1
     clip_skip: int = 1  # AUTOMATIC1111's count: 2 leaves out the text encoder's last layer
     variations: tuple[tuple[int, float], ...] = ()  # (seed, weight): move the noise towards it
-    dialect: str = "minisd"
-    options: Mapping[str, Any] = field(default_factory=dict)  # the sampler's, such as eta
+    dialect: str = OWN  # whose rules hold; minisd.DIALECTS has the names
+    # The sampler's, such as eta; those of another dialect are in minisd/dialects.
+    options: Mapping[str, Any] = field(default_factory=dict)
     # What read_recipe could not carry over.
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -74,8 +80,9 @@ class Recipe:
                 raise ValueError(f"{name} must be 1 or more, not {side}")
         if self.clip_skip < 1:
             raise ValueError(f"clip_skip must be 1 or more, not {self.clip_skip}")
-        if self.dialect != "minisd":
-            raise ValueError(f"there is no dialect named {self.dialect!r}; choose from minisd")
+        if self.dialect not in DIALECTS:
+            known = ", ".join(DIALECTS)
+            raise ValueError(f"there is no dialect named {self.dialect!r}; choose from {known}")
         if isinstance(self.guidance, int | float) and not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be a finite number, not {self.guidance}")
 
@@ -93,11 +100,20 @@ class Recipe:
 
         Raises ValueError for an unknown name or option, OSError if a FILE.py cannot be read.
         """
-        sampler, schedule, guidance = choose(self.sampler, self.schedule, self.guidance_used)
-        if self.options:
-            check_options(self, sampler)
-            sampler = partial(sampler, **self.options)
-        return sampler, schedule, guidance
+        dialect = DIALECTS[self.dialect]
+        if dialect is not None:
+            dialect.check(self)
+            return choose(self.sampler, None, self.guidance_used)
+        schedule = self.schedule or default_schedule(self.sampler)
+        sampler = find_sampler(self.sampler)
+        options = dict(self.options)
+        if options.pop("brownian", False):
+            check_options(self, sampler, options)
+            sampler = partial(on_brownian_path(sampler), **options)
+        elif options:
+            check_options(self, sampler, options)
+            sampler = partial(sampler, **options)
+        return choose(sampler, schedule, self.guidance_used)
 
     def draw(
         self,
@@ -120,8 +136,8 @@ class Recipe:
 
     @property
     def full_prompt(self) -> str:
-        """The prompt, with the negative prompt as [words to avoid]."""
-        if not self.negative_prompt:
+        """The prompt, with the negative prompt as [words to avoid], unless a switch has it."""
+        if not self.negative_prompt or self.dialect != OWN:
             return self.prompt
         return f"{self.prompt} [{escaped(self.negative_prompt)}]"
 
@@ -151,9 +167,19 @@ class Recipe:
             words += ["--clip-skip", f"{self.clip_skip}"]
         if self.variations:
             words += ["-V", ",".join(f"{seed}:{weight!r}" for seed, weight in self.variations)]
+        if self.dialect != OWN:
+            words += ["--dialect", self.dialect]
+            words += ["--negative", self.negative_prompt] if self.negative_prompt else []
         for option, value in self.options.items():
-            words += ["--set", f"{option}={value!r}"]
+            words += ["--set", f"{option}={option_text(value)}"]
         return words
+
+
+def option_text(value: Any) -> str:
+    """An option's value as --set reads it: a Python literal, or words without quotation marks."""
+    if isinstance(value, str) and BARE.fullmatch(value) and value not in CONSTANTS:
+        return value
+    return repr(value)
 
 
 def name_of(value: Any) -> str:
@@ -175,7 +201,7 @@ class Job:
     image: Image.Image | Tensor | None  # RGB, at its final size; or a latent (1, 4, h, w)
     mask: Tensor | None  # inpainting: (1, 1, H, W), 1 where the picture is kept
     size: tuple[int, int]  # width and height of the result in pixels
-    context: Tensor  # (1, 77, C), the prompt's text states
+    context: Tensor  # (1, 77, C), the prompt's text states; empty where a dialect makes its own
     uncond: Tensor  # the negative prompt's
 
     @property
@@ -188,9 +214,18 @@ class Job:
             return ""
         return f"inpainting: {share_redrawn(self.mask)} of the picture is redrawn"
 
+    @property
+    def schedule(self) -> str | Schedule | None:
+        """The recipe's schedule; for the name `file`, the one of a file that has its own."""
+        name = self.recipe.schedule
+        return getattr(self.sd.unet, "schedule", name) if name == "file" else name
+
     def draw(self, observe: Observer | None = None) -> Result:
         recipe = self.recipe
-        sampler, schedule, guidance = recipe.functions()
+        dialect = DIALECTS[recipe.dialect]
+        if dialect is not None:
+            return dialect.draw(self, observe)
+        sampler, schedule, guidance = replace(recipe, schedule=self.schedule).functions()
         settings: dict[str, Any] = {
             "steps": recipe.steps,
             "sampler": sampler,
@@ -220,6 +255,25 @@ class Job:
         return torch.cat([varied_noise(n, self.recipe.variations, shape) for n in seeds])
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How another program draws a recipe."""
+
+    check: Callable[[Recipe], None]  # raises ValueError for what the program does not have
+    prepare: Callable[
+        [Recipe, StableDiffusion, Picture | Tensor | None, Picture | Tensor | None], Job
+    ]
+    draw: Callable[[Job, Observer | None], Result]
+    sigmas: Callable[[Recipe], list[float]]  # the levels of the run
+    summary: Callable[[Recipe], str]  # what it does with the recipe, in a line
+    describe: Callable[[Recipe], str]  # the same in many lines
+    next_seed: Callable[[int], int]  # of the next picture of a series
+
+
+# minisd's own is None: this file. minisd/__init__.py adds those of minisd/dialects/.
+DIALECTS: dict[str, Dialect | None] = {OWN: None}
+
+
 def prepare(
     recipe: Recipe,
     sd: StableDiffusion,
@@ -232,6 +286,10 @@ def prepare(
     there is a mask, or if the picture is transparent somewhere: minisd.inpaint.keep_mask has the
     rules. A warning says what was changed or looks wrong. Raises ValueError, OSError.
     """
+    dialect = DIALECTS[recipe.dialect]
+    if dialect is not None:
+        return dialect.prepare(recipe, sd, image, mask)
+    sd = with_own_schedule(sd) if recipe.schedule == "file" else sd
     image = recipe.image if image is None else image
     mask = recipe.mask if mask is None else mask
     if mask is not None and image is None:
@@ -264,10 +322,11 @@ def prepare(
     return Job(sd, recipe, init_image, keep, size, context, uncond)
 
 
-def check_options(recipe: Recipe, sampler: Sampler) -> None:
-    known = [name for name in signature(sampler).parameters][3:]
-    known = [name for name in known if name != "generator"]
-    for option in recipe.options:
+def check_options(recipe: Recipe, sampler: Sampler, options: Mapping[str, Any]) -> None:
+    names = list(signature(sampler).parameters)[3:]
+    known = [name for name in names if name != "generator"]
+    known += ["brownian"] if "generator" in names else []
+    for option in options:
         if option not in known:
             there_are = f"it has {', '.join(known)}" if known else "it has no options"
             raise ValueError(f"{name_of(recipe.sampler)} has no option {option!r}; {there_are}")

@@ -21,7 +21,7 @@ from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan
 from minisd.observe.watch import together
 from minisd.recipes.metadata import Model
-from minisd.recipes.recipe import Job, Recipe, name_of
+from minisd.recipes.recipe import DIALECTS, Job, Recipe, name_of
 from minisd.run import Result, encode
 from minisd.sweeps.axes import file_word
 from minisd.sweeps.lockstep import lockstep
@@ -111,7 +111,7 @@ def shared_settings(job: Job, model: Model) -> dict[str, Any]:
         settings["vae"] = job.sd.vae_path.name
     if job.sd.ema:
         settings["ema"] = True
-    for name in ("negative_prompt", "paste", "normalize", "variations", "options"):
+    for name in ("dialect", "negative_prompt", "paste", "normalize", "variations", "options"):
         if (value := getattr(recipe, name)) != getattr(plain, name):
             settings[name] = repr(value)
     return settings
@@ -159,14 +159,16 @@ def draw_missing(
 
 def encoded_image(job: Job) -> Image.Image | Tensor | None:
     """The job's init image as a latent; inpainting needs the picture itself."""
-    if job.image is None or job.inpaints:
-        return job.image
+    if job.image is None or job.inpaints or DIALECTS[job.recipe.dialect]:
+        return job.image  # a dialect may use draws of the seed to encode
     with torch.inference_mode():
         return encode(job.sd, job.image)
 
 
 def n_calls(job: Job) -> int:
     recipe = job.recipe
+    if dialect := DIALECTS[recipe.dialect]:
+        return len(dialect.sigmas(recipe))
     strength = 1 if job.image is None else recipe.strength
     return plan(recipe.steps, strength, recipe.sampler, recipe.schedule).calls
 
@@ -177,7 +179,8 @@ def draw_together(jobs: Sequence[Job], refuse: bool = True) -> list[Result]:
     def run_of(job: Job) -> Callable[[nn.Module], Result]:
         def run(network: Any) -> Result:
             sd = replace(job.sd, unet=network)
-            with Ledger(sd, refuse) as ledger:
+            spoken = DIALECTS[job.recipe.dialect] is not None
+            with Ledger(sd, refuse, spoken) as ledger:
                 return replace(job, sd=sd).draw(together(stop_at_nan(job.sd), ledger))
 
         return run

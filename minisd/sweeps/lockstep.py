@@ -6,7 +6,7 @@ everything: seed, strength, step count, sampler. A small network evaluates a bat
 single images.
 
 In a batch, sums may be rounded differently than in a single call. The pictures look the same, but
-they are not equal to the last bit.
+they are not equal to the last bit, except in exact mode.
 """
 
 import threading
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from minisd.exact_mode import same_arithmetic
 
 
 class Stopped(Exception):
@@ -73,6 +75,9 @@ class Seat(nn.Module):
     def __init__(self, meeting: Meeting, run: int):
         super().__init__()
         self.meeting, self.run = meeting, run
+        for name in ("schedule", "sigma_to_t", "t_to_sigma"):  # of its own training schedule
+            if hasattr(meeting.unet, name):
+                vars(self)[name] = getattr(meeting.unet, name)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return self.meeting.call(self.run, (x, t, context))
@@ -97,7 +102,7 @@ def lockstep(unet: nn.Module, runs: Sequence[Callable[[nn.Module], Any]]) -> lis
             meeting.leave(i)
 
     with ThreadPoolExecutor(max(1, len(runs))) as pool:
-        futures = [pool.submit(attend, i) for i in range(len(runs))]
+        futures = [pool.submit(same_arithmetic(attend), i) for i in range(len(runs))]
         try:
             results = [future.exception() or future.result() for future in futures]
         except KeyboardInterrupt as error:

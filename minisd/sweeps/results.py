@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from minisd.observe.plan import plan
-from minisd.recipes.recipe import Recipe, name_of
+from minisd.recipes.recipe import DIALECTS, Recipe, name_of
 from minisd.sweeps.axes import AXES
 from minisd.sweeps.drawing import file_name
 
@@ -40,9 +40,13 @@ def distances_csv(
     table.writerow(COLUMNS)
     for recipe, image in zip(recipes, images, strict=True):
         strength = 1 if recipe.image is None else recipe.strength
-        planned = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
+        if dialect := DIALECTS[recipe.dialect]:
+            sigmas = dialect.sigmas(recipe)
+        else:
+            run = plan(recipe.steps, strength, recipe.sampler, recipe.schedule)
+            sigmas = run.sigmas[run.steps_skipped :] if run.steps_run else [0.0]
         line = [file_name(recipe), recipe.strength, recipe.steps, name_of(recipe.sampler)]
-        line += [recipe.seed, planned.steps_run, f"{planned.sigma:.6g}"]
+        line += [recipe.seed, len(sigmas) - 1, f"{sigmas[0]:.6g}"]
         line.append("" if init_image is None else f"{distance(image, init_image):.3f}")
         for k, value in enumerate(values(recipe)):
             i = in_order[k].index(value)

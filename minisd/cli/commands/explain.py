@@ -11,7 +11,7 @@ from collections.abc import Callable
 from minisd.cli.switches import add_recipe_switches, recipe_from
 from minisd.observe.ledger import power_ratio
 from minisd.observe.plan import Plan, plan, steps_after
-from minisd.recipes.recipe import name_of
+from minisd.recipes.recipe import DIALECTS, name_of
 from minisd.schedule import SIGMAS, sigma_to_t, start_index
 
 HELP = "print what a run will do, without a model"
@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_from(args)
+    if dialect := DIALECTS[recipe.dialect]:
+        print(dialect.describe(recipe))
+        return 0
     steps = recipe.steps
     if getattr(args, "steps_after", None):
         steps = steps_after(args.steps_after, recipe.strength)

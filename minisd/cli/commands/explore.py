@@ -14,9 +14,9 @@ from minisd.explorer.page import make_page
 from minisd.explorer.runs import draw_all, prompt_texts
 from minisd.files import beside, check_file, check_folder, open_folder, write_first, write_named
 from minisd.images import is_transparent, open_image
-from minisd.recipes import Recipe, prepare
+from minisd.recipes import DIALECTS, Recipe, prepare
 from minisd.recipes.dream import BY_FIELD, between, option_value
-from minisd.recipes.recipe import name_of
+from minisd.recipes.recipe import name_of, option_text
 from minisd.run import Event
 from minisd.samplers import Step
 from minisd.schedule import start_index
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_more(parser, "-S --seed", "seed", text, between(0, 2**32 - 1, int), "N")
     add_more(parser, "-W --width --W", "width", "width (the model's native size)", side, "PX")
     add_more(parser, "-H --height --H", "height", "height (the model's native size)", side, "PX")
-    for field in ("guidance", "sampler", "schedule"):
+    for field in ("guidance", "guidance_rule", "sampler", "schedule", "dialect", "negative_prompt"):
         (metavar, text), switch = switches.HELP[field], BY_FIELD[field]
         add_more(parser, " ".join(switch.names), field, text, switch.convert, metavar)
     metavar, text = switches.HELP["options"]
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     check_folder(".")
     path = None if args.output is None else check_file(args.output, PAGE, [recipe.image])
     recipe.functions()
-    prompt_texts(recipe.prompt)
+    dialect = DIALECTS[recipe.dialect]
+    if dialect is None:
+        prompt_texts(recipe.prompt)
     picture = open_image(recipe.image)
     if is_transparent(picture):
         note = f"the transparency of {recipe.image} is ignored: all of it is redrawn"
@@ -77,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
     steps = recipe.steps
     total = sum(steps - start_index(steps, strength) for strength in args.strengths)
+    if dialect is not None:
+        runs = [replace(recipe, strength=strength) for strength in args.strengths]
+        total = sum(len(dialect.sigmas(run)) - 1 for run in runs)
     with (
         memory_to_draw(job),
         tqdm(total=total, desc=f"seed {recipe.seed}", disable=None, leave=False) as bar,
@@ -104,8 +109,10 @@ def command(recipe: Recipe, args: argparse.Namespace) -> str:
         words += ["-f", ",".join(f"{strength:g}" for strength in args.strengths)]
     if recipe.schedule:
         words += ["--schedule", name_of(recipe.schedule)]
+    words += ["--dialect", recipe.dialect] if recipe.dialect != "minisd" else []
+    words += ["--negative", recipe.negative_prompt] if recipe.negative_prompt else []
     for option, value in recipe.options.items():
-        words += ["--set", f"{option}={value!r}"]
+        words += ["--set", f"{option}={option_text(value)}"]
     for switch, side in (("-W", recipe.width), ("-H", recipe.height)):
         words += [switch, f"{side}"] if side else []
     words += ["--model", Path(args.model).name] if args.model else []

@@ -59,7 +59,8 @@ def rows(result: Inspection, numbers: bool) -> list[tuple[str, str]]:
         table.append(("averages", f"{result.averages} tensors{distance}"))
     if result.leftovers:
         table.append(("left over", describe_leftovers(result.leftovers)))
-    table += [("hash", f"{digest} ({HASHES.get(kind, kind)})") for kind, digest in result.hashes.items()]
+    hashes = ((digest, HASHES.get(kind, kind)) for kind, digest in result.hashes.items())
+    table += [("hash", f"{digest} ({kind})") for digest, kind in hashes]
     table += [("known", f"{PARTS.get(n, n)}: {owner}") for n, owner in result.known.items()]
     if numbers:
         table.append(("NaN or Inf", listed_names(result.not_finite)))

@@ -2,14 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from minisd.cli import switches
+from minisd.cli.laboratory import one_thread, run_board, run_report
 from minisd.cli.model_files import find_model
 from minisd.cli.studio import load_model
 from minisd.figures.svg import Curves
@@ -18,6 +16,7 @@ from minisd.lab.certificate import certify, theory_of
 from minisd.lab.compare import STEPS, compare, table
 from minisd.lab.report import page
 from minisd.lab.subject import Subject
+from minisd.more_samplers.adapters import find_sampler
 from minisd.recipes import Recipe
 from minisd.recipes.dream import between, guidance_value, option_value
 from minisd.run import lookup
@@ -30,7 +29,11 @@ HELP = "certify a sampler: its order, its noise, its contract; compare it with o
 def configure(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, switches.value_type
     known = ", ".join(SAMPLERS)
-    add("sampler", metavar="SAMPLER", help=f"FILE.py:FUNCTION, or one of {known}")
+    text = (
+        "FILE.py:FUNCTION; MODULE:NAME of k-diffusion, ComfyUI or diffusers, such as "
+        f"k_diffusion.sampling:sample_dpmpp_2m or diffusers:LMSDiscreteScheduler; or one of {known}"
+    )
+    add("sampler", metavar="SAMPLER", nargs="?", help=text)
     add(
         "--set",
         dest="options",
@@ -48,6 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON instead of the card")
     text = "also write a page with plots"
     add("--html", type=Path, metavar="FILE", help=text)
+
+    group = parser.add_argument_group("the board, and the report")
+    add = group.add_argument
+    text = (
+        "place SAMPLER on the board: its error by network calls. Without SAMPLER, measure all of "
+        "minisd's; FOLDER then gets board.md, board.csv, board.svg and board.safetensors"
+    )
+    add("--board", nargs="?", const="", metavar="FOLDER", help=text)
+    text = "certify all samplers of k-diffusion and diffusers for SD 1.x; write a page in Markdown"
+    add("--report", metavar="FILE.md", help=text)
 
     group = parser.add_argument_group("comparison on a network")
     add = group.add_argument
@@ -68,11 +81,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    options = {name: value for option in args.options for name, value in option.items()}
+    if args.report is not None:
+        return run_report(args)
+    if args.board is not None:
+        return run_board(args, options)
+    if args.sampler is None:
+        raise ValueError("lab needs a SAMPLER, --board or --report")
     # Mistakes are reported before anything is measured.
     page_file = check_file(args.html, "page.html") if args.html else None
-    options = {name: value for option in args.options for name, value in option.items()}
     sampler, _, _ = Recipe("", sampler=args.sampler, options=options).functions()
-    others = {name: lookup("sampler", name, SAMPLERS) for name in args.compare}
+    others = {name: find_sampler(name) for name in args.compare}
     schedule = lookup("schedule", args.schedule, SCHEDULES)
     for steps in (*STEPS, args.reference) if others else ():
         levels_of(schedule, steps)
@@ -120,14 +139,3 @@ def without_noise(samplers: dict[str, Sampler]) -> dict[str, Sampler]:
         else:
             kept[name] = sampler
     return kept
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread, for small tensors: several wait for each other, and can take 60 times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

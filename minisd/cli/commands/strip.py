@@ -19,12 +19,15 @@ from minisd.cli.switches import (
     recipes_from,
     refuse,
 )
+from minisd.exact_mode import is_exact
 from minisd.figures.sheet import PALE, column, text_image
 from minisd.figures.strips import ROWS, strip_sheet
 from minisd.files import check_file, check_folder, open_folder
 from minisd.observe.trace import Trace
 from minisd.observe.trace_file import is_trace, save_trace
+from minisd.proof.record import environment
 from minisd.recipes import Recipe
+from minisd.recipes.dream import dream_line
 from minisd.recipes.recipe import name_of
 from minisd.sweeps.axes import caption, describe, differing, file_word
 from minisd.sweeps.drawing import check_names
@@ -55,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         open_folder(traces_folder)
     traces = []
     for i, recipe in enumerate(recipes, 1):
-        with Trace(studio.sd, settings_of(recipe)) as trace:
+        settings = settings_of(recipe) | {"line": dream_line(recipe), "exact": is_exact()}
+        settings["environment"] = environment(studio.sd.device, studio.dtype)
+        with Trace(studio.sd, settings) as trace:
             label = f"{i}/{len(recipes)}"
             studio.draw(replace(job, recipe=recipe), trace, label=label, refuse=refuse(args))
         traces.append(trace)
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     sheet = column([text_image(caption(recipes), 12, PALE), strips], gap=0, margin=10)
     texts = sheets.texts(caption(recipes), recipes, studio.facts)
     if len(recipes) == 1:
-        texts |= studio.texts(job.recipe, job.size)
+        texts |= studio.texts(job.recipe, job.size) | studio.record(job, job.recipe)
     print(sheets.save(sheet, args, f"{recipes[0].seed}.strip.png", texts))
     return 0
 

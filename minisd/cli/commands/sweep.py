@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = [replace(job, recipe=replace(r, width=width, height=height)) for r in recipes]
 
     def texts_of(job: Job) -> dict[str, str]:
-        return studio.texts(job.recipe, job.size)
+        return studio.texts(job.recipe, job.size) | studio.record(job, job.recipe)
 
     missing = sum(not (folder / name).exists() for name in names)
     if missing < len(names):
