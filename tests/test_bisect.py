@@ -1,16 +1,20 @@
 """`minisd bisect` and minisd/proof/bisect.py: the module with an injected fault is named."""
 
 import copy
-import json
+import dataclasses
 import random
+import re
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
-import torch
+from PIL import Image
 from torch import nn
 
+from minisd.cli.commands.bisect import words_of
 from minisd.cli.main import main
+from minisd.observe.diff import compare, number, report
 from minisd.observe.trace import Trace
-from minisd.observe.trace_file import save_trace
 from minisd.proof.bisect import Configuration, bisect, first_step_apart, growth, module_pairs
 from minisd.recipes import Recipe
 
@@ -134,15 +138,6 @@ def test_float32_and_exact_mode_differ_by_rounding_only(small):
 
 
 def test_a_change_in_a_later_step_is_named_with_its_step(small):
-    class Late(nn.Module):
-        def __init__(self, conv, calls):
-            super().__init__()
-            self.conv, self.calls = conv, calls
-
-        def forward(self, x):
-            self.calls += 1
-            return self.conv(x) * (1 if self.calls == 1 else 1.001)
-
     faulty = copy.deepcopy(small)
     conv = faulty.unet.out[2]
     forward, calls = conv.forward, []
@@ -187,4 +182,59 @@ def test_models_with_other_modules_are_refused(small):
         bisect(RECIPE, Configuration(small), Configuration(other))
 
 
-__all__ = ["json", "main", "save_trace", "torch"]
+# ---- the commands --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, settings",
+    [
+        ("same", {}),
+        ("exact", {"exact": True}),
+        ("dtype=bfloat16,threads=2", {"dtype": "bfloat16", "threads": 2}),
+        ("mkldnn=off,model=a.ckpt", {"mkldnn": False, "model": "a.ckpt"}),
+        ("dump.safetensors", Path("dump.safetensors")),
+    ],
+)
+def test_words_of_a_configuration(text, settings):
+    assert words_of(text, Namespace(dtype="float32")) == settings
+
+
+@pytest.mark.parametrize("text", ["", "fast", "threads=0", "threads=-1", "dtype=int8", "exact=1"])
+def test_other_words_are_refused(text, capsys):
+    assert main(["bisect", text, "same", "fire"]) == 2
+    assert "is not a setting; choose from dtype=" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, capsys):
+    words = ["fire", "-s", "1", "-S", "1", "-C", "1"]
+    figure = tmp_path / "growth.png"
+    assert main(["bisect", "same", "exact", *words]) == 0
+    assert "they do not part by more than 2e-05" in capsys.readouterr().out
+    assert main(["bisect", "same", "dtype=bfloat16", *words, "--to", str(figure)]) == 1
+    assert "they part at step 1 in unet." in capsys.readouterr().out
+    assert Image.open(figure).size[0] > 800
+    traces = ["--traces", str(tmp_path), "-o", str(tmp_path)]
+    assert main(["strip", *words[:-2], "-C", "1", *traces, "-A", "k_euler,ddim"]) == 0
+    dumps = sorted(tmp_path.glob("*.safetensors"))
+    capsys.readouterr()
+    assert main(["bisect", "same", str(dumps[1]), *words, "-A", "k_euler"]) == 0
+    assert main(["diff", str(dumps[1]), str(dumps[1]), "-o", str(tmp_path)]) == 0
+    assert "they are bit-equal" in capsys.readouterr().out
+
+
+def test_diff_names_settings_and_environment_and_shows_small_numbers(small):
+    with Trace(small, {"steps": 2, "environment": {"torch": "2.10", "threads": 1}}) as a:
+        RECIPE.draw(small, observe=a)
+    b = copy.deepcopy(a)
+    b.settings = {"steps": 2, "environment": {"torch": "2.13", "threads": 1}, "seed": 4}
+    assert compare(a, b).is_equal
+    assert "they are bit-equal" in report(compare(a, b), a, b, ("A", "B"))
+    b.latent = b.latent + 9e-6
+    b.steps = [dataclasses.replace(step, x=step.x + 9e-6) for step in b.steps]
+    text = report(compare(a, b), a, b, ("A", "B"))
+    assert "they differ in seed: not recorded and 4" in text
+    assert "they differ in environment, torch: 2.10 and 2.13" in text
+    assert "threads" not in text and "they do not separate" in text
+    assert re.search(r"final latents are [89]\.\de-06 apart", text)
+    assert [number(d) for d in (0, 9e-6, 0.0005, 1.2)] == ["0", "9.0e-06", "0.0005", "1.2000"]

@@ -429,6 +429,8 @@ OTHER_VALUES = {
     "mask": ("m.png", None),
     "variations": (((1, 0.5),), None),
     "clip_skip": (2, "1"),
+    "dialect": ("diffusers", "minisd"),
+    "negative_prompt": ("smoke", None),
     "options": ({"eta": 0.5}, None),
 }
 OTHER_REQUESTS = {
@@ -480,7 +482,7 @@ def test_every_typed_default_counts(words, field):
 
 def test_every_switch_can_be_taken_back():
     assert OTHER_VALUES.keys() | FLAGS.keys() == BY_FIELD.keys()
-    flags = {name for name in FLAGS} | {"grid", "wrong_anyway"}
+    flags = {name for name in FLAGS} | {"grid", "wrong_anyway", "self_contained"}
     assert flags == TAKE_BACK.keys()
 
 
@@ -544,11 +546,12 @@ def test_recall_a1111(folder, capsys):
     run("recall", str(png("a.png", parameters=A1111)))
     out, err = capsys.readouterr()
     recipe = read_line(" ".join(shlex.quote(w) for w in shlex.split(out)[3:])).recipe
-    assert shlex.split(out)[:3] == ["minisd", "txt2img", r"a \(cat\:1.3\), on a \[mat\] [dog, bad]"]
+    assert shlex.split(out)[:3] == ["minisd", "txt2img", "a (cat:1.3), on a [mat]"]
+    assert (recipe.dialect, recipe.negative_prompt) == ("a1111", "dog, bad")
     assert (recipe.steps, recipe.guidance, recipe.seed) == (20, 7, 12)
     assert (recipe.width, recipe.height) == (512, 768)
     assert (recipe.sampler, recipe.schedule) == ("k_dpmpp_2", "karras")
-    assert "AUTOMATIC1111" in err and "taken as plain words" in err
+    assert "AUTOMATIC1111" in err and "its dialect a1111 is spoken" in err
 
 
 def test_recall_metadata_alone(folder, capsys):

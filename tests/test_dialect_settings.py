@@ -17,7 +17,7 @@ from minisd import Recipe
 from minisd.cli.main import main
 from minisd.dialects import PROGRAMS, from_settings
 from minisd.dialects.translate import TARGETS, translate
-from minisd.recipes import a1111, comfyui, prepare
+from minisd.recipes import a1111, a1111_names, comfyui, prepare
 from minisd.recipes.recipe import INIT_IMAGE
 
 from .conftest import GOLDEN
@@ -167,7 +167,7 @@ def numbers(low, high):
 
 @st.composite
 def a1111_recipes(draw):
-    sampler = draw(st.sampled_from(sorted(set(a1111.SAMPLERS.values()))))
+    sampler = draw(st.sampled_from(sorted(set(a1111_names.SAMPLERS.values()))))
     options = {}
     for key, values in {
         "noise_source": st.sampled_from(["CPU", "GPU", "NV"]),
@@ -187,8 +187,8 @@ def a1111_recipes(draw):
             options[key] = draw(values)
     if sampler == "dpmpp_2m_sde" and draw(st.booleans()):
         options["solver"] = "heun"
-    own = a1111.automatic_schedule(sampler)
-    schedules = [name.lower().replace(" ", "_") for name in a1111.SCHEDULES]
+    own = a1111_names.automatic_schedule(sampler)
+    schedules = [name.lower().replace(" ", "_") for name in a1111_names.SCHEDULES]
     schedule = draw(st.sampled_from([None if own == "uniform" else own, *schedules]))
     image = draw(st.booleans())
     return Recipe(
@@ -196,7 +196,7 @@ def a1111_recipes(draw):
         negative_prompt=draw(SAFE),
         steps=draw(st.integers(1, 150)),
         sampler=sampler,
-        schedule=None if sampler in a1111.VP or schedule == own == "uniform" else schedule,
+        schedule=None if sampler in a1111_names.VP or schedule == own == "uniform" else schedule,
         guidance=draw(numbers(0, 30)),
         seed=draw(st.integers(0, 2**32 - 1)),
         width=64 * draw(st.integers(1, 16)),
@@ -331,6 +331,24 @@ def test_a_picture_tells_its_dialect(folder, dialect, capsys):
     printed = capsys.readouterr().out
     assert f"--dialect {dialect}" in printed and "noise_source=CPU" in printed
     assert "as the dialect has it" in printed or dialect in ("invokeai-2.2", "diffusers", "comfyui")
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["strip", "-f", "0.4,0.7", "-o", "out"], "out/000001.1.strip.png"),
+        (["sweep", "-f", "0.4,0.7", "--to", "out"], "out/distances.csv"),
+        (["explore", "-f", "0,0.5,1"], "explorer.html"),
+    ],
+)
+def test_every_command_that_draws_speaks_it(folder, capsys, words, file):
+    command, *words = words
+    line = ["a (big:1.2) fire", "-I", "in.png", "-s", "4", "-S", "1", "-A", "k_euler", *words]
+    assert main([command, *line, "--dialect", "comfyui", "--negative", "smoke"]) == 0
+    assert (folder / file).is_file()
+    if command == "sweep":  # all four steps are run, whatever the strength
+        rows = (folder / file).read_text().splitlines()
+        assert [row.split(",")[5] for row in rows[1:]] == ["4", "4"]
 
 
 def test_explain_says_which_draw_goes_where(capsys):

@@ -31,7 +31,8 @@ HELP = {
                  "FILE.py:FUNCTION"),
     "guidance_rule": ("NAME", f"{', '.join(GUIDANCE_RULES)}, with -C as its scale; or "
                       "FILE.py:FUNCTION, without it (plain)"),
-    "sampler": ("NAME", "the sampler, or FILE.py:FUNCTION (k_lms)"),
+    "sampler": ("NAME", "the sampler, or FILE.py:FUNCTION, or MODULE:NAME of k-diffusion or "
+                "diffusers (k_lms)"),
     "schedule": ("NAME", f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION (the sampler's own)"),
     "image": ("FILE", "the init image: the picture to draw on. At the prompt, -1 is the last "
               "picture, -2 the one before"),
@@ -52,8 +53,8 @@ HELP = {
                 "as noise_source=CPU, are set with --set; minisd explain --dialect NAME lists "
                 "them"),
     "negative_prompt": ("TEXT", "words to avoid, as other programs take them"),
-    "options": ("OPTION=VALUE", "an option of the sampler or of the dialect, such as eta=0.5; may "
-                "be repeated"),
+    "options": ("OPTION=VALUE", "an option of the sampler or of the dialect, such as eta=0.5; "
+                "brownian=True: noise of one Brownian path. May be repeated"),
 }  # fmt: skip
 OF_IMAGE = ("image", "strength", "mask", "fit", "paste")  # fields that need an init image
 LISTS = ("steps", "seed", "sampler", "strength")  # fields that strip and sweep take lists of
@@ -168,8 +169,8 @@ def add_series_switches(parser: argparse.ArgumentParser, image: bool = True) -> 
     add_more(parser, "-g --grid", "grid", "also write all pictures as one")
     if image:
         text = (
-            "store the init image and the mask inside each picture, without loss, so that it can be "
-            "drawn again. Whoever gets the picture gets them too"
+            "store init image and mask inside each picture, without loss, so that it can be drawn "
+            "again. Whoever gets the picture gets them too"
         )
         add_more(parser, "--self-contained --self_contained", "self_contained", text)
         text = "then redraw each result N times with the same prompt and strength (0)"

@@ -29,8 +29,8 @@ from minisd.dialects.network import Texts
 from minisd.dialects.noise import SOURCES
 from minisd.dialects.solvers import uni_pc_corrected
 from minisd.more_samplers.stochastic import dpmpp_2m_sde
-from minisd.recipes.a1111 import SAMPLERS as NAMES
-from minisd.recipes.a1111 import SECOND_ORDER, VP, automatic_schedule
+from minisd.recipes.a1111_names import SAMPLERS as NAMES
+from minisd.recipes.a1111_names import SECOND_ORDER, VP, automatic_schedule
 from minisd.recipes.recipe import Recipe
 from minisd.samplers import SAMPLERS, Sampler
 from minisd.stable_diffusion import StableDiffusion

@@ -4,6 +4,7 @@ img2img adds the noise one level above its first call. Source: scripts/, ldm/mod
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from PIL import Image
@@ -31,6 +32,7 @@ from minisd.stable_diffusion import StableDiffusion
 OPTIONS = noise_options("GPU") | {
     "eta": Option(0.0, (0.0, 1.0), "--ddim_eta"),
     "batch": Option(1, (1, 64), "--n_samples, of one draw of noise"),
+    "iteration": Option(1, (1, 100), "which of --n_iter: the random numbers go on"),
 }
 NAMES = {"ddim": "ddim", "plms": "plms", "dpm_solver": "k_dpmpp_2"}
 
@@ -55,6 +57,7 @@ def course(recipe: Recipe, has_image: bool) -> Course:
         if has_image:
             raise ValueError("CompVis's img2img has no DPM-Solver: take the sampler ddim")
         sigmas, expected_t = ContinuousTime(table).run(1.0, steps)
+        draws = replace(draws, before=options["iteration"] - 1)
         return Course(sigmas, sigmas, dpm_solver_pp, expected_t.__getitem__, draws,
                       scaled_back=True, **unit_start(sigmas[0]))  # fmt: skip
 
@@ -74,6 +77,9 @@ def course(recipe: Recipe, has_image: bool) -> Course:
         sigmas = full_list[len(ts) - t_enc :] if t_enc else [inserted]
         start = scaled_start(inserted, sigmas[0])
         notes.append("the noise is added one level above the first call (as that program does)")
+    # A draw for the start, and one a step even at eta 0; PLMS takes two in its first step.
+    per_iteration = 1 + (len(sigmas) - 1) + (1 if name == "plms" else 0)
+    draws = replace(draws, before=draws.before + (options["iteration"] - 1) * per_iteration)
     return Course(full_list, sigmas, sampler, expected_t.__getitem__, draws, scaled_back=True,
                   notes=notes, **start)  # fmt: skip
 

@@ -6,6 +6,7 @@ pipelines/stable_diffusion/.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from minisd.recipes.recipe import Recipe
 from minisd.samplers import Sampler, ddim, k_dpmpp_2, k_euler
 from minisd.stable_diffusion import StableDiffusion
 
-SPACINGS = ("leading", "linspace")
+SPACINGS = ("leading", "linspace", "trailing")
 OPTIONS = noise_options("CPU") | {
     "eta": Option(0.0, (0.0, 1.0), "of DDIM"),
     "spacing": Option(None, (None, *SPACINGS), "timestep_spacing; None: the scheduler's own"),
@@ -118,6 +119,8 @@ def grid(
         timesteps = np.round(np.arange(n + 1) * stride)[::-1][:-1] + 1.0
     elif spacing == "leading":
         timesteps = np.array(levels.leading(n, n)[::-1], dtype=np.float64)
+    elif spacing == "trailing":
+        timesteps = np.round(np.arange(1000, 0, -1000 / n)) - 1
     elif multistep:
         timesteps = np.round(np.linspace(0, 999, n + 1))[::-1][:-1]
     elif name in LEADING:
@@ -125,6 +128,9 @@ def grid(
     else:
         timesteps = np.float32(np.linspace(0, 999, n, dtype=np.float32)[::-1]).astype(np.float64)
     values = np.interp(timesteps, np.arange(1000), sigmas)  # linear in sigma, not in its logarithm
+    if name in LEADING and any(a - b != 1000 // n for a, b in pairwise(timesteps)):
+        # They go down by 1000 // n, whatever the next timestep in the list is.
+        raise ValueError(f"{n} steps of {name} with the spacing {spacing} are not spoken here")
     if karras and name in LEADING:
         raise ValueError(f"diffusers has no karras schedule for {name}")
     if karras:

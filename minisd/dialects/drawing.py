@@ -18,9 +18,9 @@ from torch import Tensor
 from minisd.dialects.course import Course, Draws, Option
 from minisd.dialects.network import Network, Texts
 from minisd.dialects.noise import CARD, CARDS, Stream, first_draw
-from minisd.images import Picture, open_image, to_pils, to_tensor
+from minisd.images import Picture, open_image, resize, to_pils, to_tensor
 from minisd.more_samplers.brownian import BrownianPath
-from minisd.recipes.recipe import Job, Recipe
+from minisd.recipes.recipe import Job, Recipe, size_of
 from minisd.run import Decoded, Encoded, Noised, Observer, Result, encode, ignore
 from minisd.stable_diffusion import StableDiffusion
 
@@ -79,12 +79,17 @@ def prepare(
     else:
         original = None if image is None else open_image(image)
         size = program.size(recipe, sd, original)
+        if original is not None and recipe.fit:  # before the program gets the picture
+            size = size_of(recipe, sd, original)
+            original = resize(original, size)
         if any(side < 1 or side % sd.multiple for side in size):
             sides = f"{size[0]}x{size[1]} pixels, but minisd draws multiples of {sd.multiple}"
             raise ValueError(f"{program.title} would draw {sides}: choose another size")
         if original is not None:
             init_image = program.resized(original, size)
-        recipe = replace(recipe, width=size[0], height=size[1])
+        box = (recipe.width or sd.native_size, recipe.height or sd.native_size)
+        width, height = box if recipe.fit and original is not None else size
+        recipe = replace(recipe, width=width, height=height)
     keep = None if mask is None else white_is_redrawn(mask, size)
     if mask is not None and recipe.mask is None:
         recipe = replace(recipe, mask="MASK")  # the program's rules differ where there is one

@@ -9,7 +9,7 @@ from typing import Any
 
 from minisd.dialects import comfyui, compvis, diffusers
 from minisd.prompts.syntax import escaped
-from minisd.recipes import a1111
+from minisd.recipes import a1111_names as a1111
 from minisd.recipes.recipe import INIT_IMAGE, Recipe
 
 SIDE = 128  # pixels, where the settings have no width and height
@@ -67,6 +67,8 @@ def from_a1111(settings: Mapping[str, Any]) -> Recipe:
         "solver": "heun" if name == a1111.HEUN else None,
     }
     options |= {key: value for key, value in more.items() if value is not None}
+    known = {*A1111_OPTIONS, "eta_ddim", "eta_ancestral", "CLIP_stop_at_last_layers"}
+    unknown = [f"the option {key}={given[key]!r} was left out" for key in given if key not in known]
     variations = ()
     if settings.get("subseed_strength"):
         variations = ((settings["subseed"], settings["subseed_strength"]),)
@@ -87,6 +89,7 @@ def from_a1111(settings: Mapping[str, Any]) -> Recipe:
         variations=variations,
         dialect="a1111",
         options=options,
+        notes=tuple(unknown),
         **fields,
     )
 
@@ -179,6 +182,9 @@ def from_invokeai(settings: Mapping[str, Any]) -> Recipe:
         )
     options: dict[str, Any] = {"noise_source": settings.get("noise_source", "CPU")}
     dialect = "invokeai-2.0" if version < "2.1" else "invokeai-2.2"
+    era = "2.1" if "2.1" <= version < "2.2.5" else version
+    if era not in ("2.0.0", "2.2.5"):  # which are the dialects' own
+        options["era"] = era
     fields: dict[str, Any] = {}
     if settings["kind"] == "img2img":
         fields = {"image": INIT_IMAGE, "strength": settings["strength"]}

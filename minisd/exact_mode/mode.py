@@ -26,9 +26,10 @@ from minisd.exact_mode.layers import Layers
 ROUNDED = """add add_ sub sub_ rsub mul mul_ neg abs abs_ absolute square sqrt sqrt_ reciprocal
     round round_ floor ceil trunc frac sign __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__
     __iadd__ __isub__ __imul__ __neg__ __abs__"""
+# Not sort or argmax: the order of equal numbers is not the same everywhere.
 CHOSEN = """eq ne lt le gt ge equal allclose isfinite isnan isinf any all clamp clamp_ clip
-    clamp_min clamp_max maximum minimum max min amax amin aminmax argmax argmin sort argsort topk
-    where masked_fill masked_fill_ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"""
+    clamp_min clamp_max maximum minimum max min amax amin aminmax where masked_fill masked_fill_
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__"""
 COPIED = """size dim ndim numel nelement stride view view_as reshape flatten unflatten squeeze
     unsqueeze permute transpose t swapaxes movedim contiguous expand expand_as repeat
     repeat_interleave cat concat stack chunk split tensor_split unbind flip roll narrow select

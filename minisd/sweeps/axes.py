@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from minisd.observe.plan import steps_after
-from minisd.recipes.recipe import Recipe, name_of
+from minisd.recipes.recipe import OWN, Recipe, name_of
 
 AXES = ("strength", "steps", "sampler", "seed")
 
@@ -71,6 +71,7 @@ def caption(recipes: Sequence[Recipe]) -> str:
     guidance = first.guidance
     parts.append(f"guidance {guidance if isinstance(guidance, int) else name_of(guidance)}")
     parts.append(first.guidance_rule or "")
+    parts.append(f"dialect {first.dialect}" if first.dialect != OWN else "")
     return ", ".join(filter(None, parts))
 
 

@@ -201,9 +201,9 @@ BUGS = [
     Bug("k_euler", "img2img: noise of half the spread", "x = x0 + sigmas[0] * noise", "x = x0 + 0.5 * sigmas[0] * noise", "img2img.py"),
     Bug("k_euler", "guidance: input not scaled", "return x / (sigma**2 + 1) ** 0.5, t", "return x, t", "guidance.py"),
     Bug("k_euler", "guidance: input scaled by the variance", "(sigma**2 + 1) ** 0.5", "(sigma**2 + 1)", "guidance.py"),
-    Bug("k_euler", "guidance: timestep upside down", "sigma_to_t(sigma)", "999 - sigma_to_t(sigma)", "guidance.py"),
-    Bug("k_euler", "guidance: timestep one too low", "sigma_to_t(sigma)", "max(sigma_to_t(sigma) - 1, 0)", "guidance.py"),
-    Bug("k_euler", "guidance: timestep rounded down", "sigma_to_t(sigma)", "int(sigma_to_t(sigma))", "guidance.py"),
+    Bug("k_euler", "guidance: timestep upside down", "self.sigma_to_t(sigma)", "999 - self.sigma_to_t(sigma)", "guidance.py"),
+    Bug("k_euler", "guidance: timestep one too low", "self.sigma_to_t(sigma)", "max(self.sigma_to_t(sigma) - 1, 0)", "guidance.py"),
+    Bug("k_euler", "guidance: timestep rounded down", "self.sigma_to_t(sigma)", "int(self.sigma_to_t(sigma))", "guidance.py"),
     # written after the checks were finished, as a test of bugs that they were not made for
     Bug("k_euler", "levels sorted the other way", LOOP, "enumerate(pairwise(sorted(sigmas)))"),
     Bug("k_euler", "short steps left out", STEP, "x_next = x if sigma - sigma_next < 0.02 else x + (sigma_next - sigma) * eps"),

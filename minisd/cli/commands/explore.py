@@ -16,7 +16,7 @@ from minisd.files import beside, check_file, check_folder, open_folder, write_fi
 from minisd.images import is_transparent, open_image
 from minisd.recipes import DIALECTS, Recipe, prepare
 from minisd.recipes.dream import BY_FIELD, between, option_value
-from minisd.recipes.recipe import name_of, option_text
+from minisd.recipes.recipe import OWN, name_of, option_text
 from minisd.run import Event
 from minisd.samplers import Step
 from minisd.schedule import start_index
@@ -109,7 +109,7 @@ def command(recipe: Recipe, args: argparse.Namespace) -> str:
         words += ["-f", ",".join(f"{strength:g}" for strength in args.strengths)]
     if recipe.schedule:
         words += ["--schedule", name_of(recipe.schedule)]
-    words += ["--dialect", recipe.dialect] if recipe.dialect != "minisd" else []
+    words += ["--dialect", recipe.dialect] if recipe.dialect != OWN else []
     words += ["--negative", recipe.negative_prompt] if recipe.negative_prompt else []
     for option, value in recipe.options.items():
         words += ["--set", f"{option}={option_text(value)}"]
