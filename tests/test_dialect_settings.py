@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -337,7 +339,7 @@ def test_a_picture_tells_its_dialect(folder, dialect, capsys):
     ("words", "file"),
     [
         (["strip", "-f", "0.4,0.7", "-o", "out"], "out/000001.1.strip.png"),
-        (["sweep", "-f", "0.4,0.7", "--to", "out"], "out/distances.csv"),
+        (["sweep", "-f", "0.4,0.7", "--to", "out", "-A", "euler"], "out/distances.csv"),
         (["explore", "-f", "0,0.5,1"], "explorer.html"),
     ],
 )
@@ -349,6 +351,24 @@ def test_every_command_that_draws_speaks_it(folder, capsys, words, file):
     if command == "sweep":  # all four steps are run, whatever the strength
         rows = (folder / file).read_text().splitlines()
         assert [row.split(",")[5] for row in rows[1:]] == ["4", "4"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sampler", "schedule", "own"),
+    [
+        ("a1111", "DPM++ 2M", "Karras", ("k_dpmpp_2", "karras")),
+        ("a1111", "euler a", None, ("k_euler_a", None)),
+        ("comfyui", "dpmpp_2s_ancestral", "sgm_uniform", ("k_dpmpp_2_a", "sgm_uniform")),
+        ("diffusers", "PNDMScheduler", None, ("plms", None)),
+        ("compvis", "dpm_solver", None, ("k_dpmpp_2", None)),
+    ],
+)
+def test_the_program_s_own_names_are_taken(emoji, dialect, sampler, schedule, own):
+    recipe = Recipe("fire", seed=1, steps=2, width=64, height=64, dialect=dialect)
+    typed = replace(recipe, sampler=sampler, schedule=schedule)
+    recipe = replace(recipe, sampler=own[0], schedule=own[1])
+    assert torch.equal(typed.draw(emoji).latent, recipe.draw(emoji).latent)
+    assert typed.functions()[0] is minisd.SAMPLERS[own[0]]
 
 
 def test_explain_says_which_draw_goes_where(capsys):
@@ -435,6 +455,15 @@ def test_invokeai_3_is_read():
     notes = "; ".join(recipe.notes)
     for words in ("no dialect speaks it", "drawn on cuda", "cfg_rescale_multiplier 0.7"):
         assert words in notes
+
+
+def test_easy_diffusion_is_named(tmp_path):
+    info = PngInfo()
+    for key, text in {"prompt": "fire", "use_stable_diffusion_model": "sd-v1-4"}.items():
+        info.add_text(key, text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "e.png", pnginfo=info)
+    with pytest.raises(ValueError, match="it is a picture of Easy Diffusion"):
+        minisd.read_recipe(tmp_path / "e.png")
 
 
 # ---- the conformance kit -------------------------------------------------------------------------

@@ -326,3 +326,85 @@ def test_invokeai_s_two_syntaxes(tiny):
         blend = 2 / 3 * tiny.text_states("fire") + 1 / 3 * tiny.text_states("tree")
         for dialect, prompt in ((old, "fire:2 tree:1"), (new, '("fire", "tree").blend(2, 1)')):
             assert worst(state(dialect, prompt), blend) < 1e-6
+
+
+# ---- the library itself --------------------------------------------------------------------------
+
+# Combinations that the golden runs do not have: spacings, karras, other counts.
+RUNS = [
+    ("EulerDiscreteScheduler", "trailing", False, 7, None),
+    ("EulerDiscreteScheduler", None, True, 10, 0.7),
+    ("EulerAncestralDiscreteScheduler", "leading", False, 8, 0.55),
+    ("LMSDiscreteScheduler", None, True, 10, 0.7),
+    ("HeunDiscreteScheduler", "trailing", False, 7, None),
+    ("DPMSolverMultistepScheduler", "leading", True, 25, 0.3),
+    ("UniPCMultistepScheduler", "trailing", False, 8, 0.55),
+    ("DDIMScheduler", "trailing", False, 10, 0.7),
+    ("PNDMScheduler", None, False, 25, 0.3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "spacing", "karras", "steps", "strength"), RUNS)
+def test_the_schedulers_of_diffusers(scheduler, spacing, karras, steps, strength):
+    """Against the installed library, on a small network of one layer. Float32 makes 2e-6."""
+    import diffusers
+
+    mix = torch.randn(16, 16, generator=torch.Generator().manual_seed(3)) / 4
+
+    def network(x, t):
+        return 0.6 * torch.tanh(x.reshape(1, 16) @ mix).reshape(x.shape) + 0.1 * np.cos(t / 300) * x
+
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    config |= {"steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True}
+    config = {**diffusers.PNDMScheduler(**config).config, "clip_sample": False}
+    changes = {"timestep_spacing": spacing} if spacing else {}
+    changes |= {"use_karras_sigmas": True} if karras else {}
+    theirs = getattr(diffusers, scheduler).from_config(config, **changes)
+    theirs.set_timesteps(steps)
+    rng = torch.Generator().manual_seed(1)
+    x0, noise = (torch.randn(1, 4, 2, 2, generator=rng) for _ in range(2))
+    timesteps, x = theirs.timesteps, noise * theirs.init_noise_sigma
+    if strength:
+        skipped = (steps - int(steps * strength)) * theirs.order
+        timesteps = timesteps[skipped:]
+        if hasattr(theirs, "set_begin_index"):
+            theirs.set_begin_index(skipped)
+        x = theirs.add_noise(x0, noise, timesteps[:1])
+    draws = {"generator": torch.Generator().manual_seed(5)} if "Ancestral" in scheduler else {}
+    for t in timesteps:
+        eps = network(theirs.scale_model_input(x, t), float(t))
+        x = theirs.step(eps, t, x, **draws).prev_sample
+
+    recipe = minisd.Recipe(
+        "fire",
+        image="x.png" if strength else None,
+        strength=strength or 0.75,
+        steps=steps,
+        sampler=PROGRAMS["diffusers"].samplers[scheduler],
+        schedule="karras" if karras else None,
+        dialect="diffusers",
+        options={"spacing": spacing} if spacing else {},
+    )
+    course = PROGRAMS["diffusers"].course(recipe, strength is not None)
+    calls = []
+
+    def predict_eps(y, sigma):
+        calls.append(course.timestep(sigma))
+        return network(y / (1 + sigma**2) ** 0.5, calls[-1])
+
+    y = course.image_gain * (x0 if strength else 0) + course.gain * noise
+    fresh = {"generator": torch.Generator().manual_seed(5)} if draws else {}
+    for step in course.sampler(predict_eps, y, course.sigmas, **fresh):
+        y = step.x_next
+    y = y / (1 + course.sigmas[-1] ** 2) ** 0.5 if course.scaled_back else y
+    assert worst(y, x) < 2e-5
+    np.testing.assert_allclose(calls, timesteps, atol=2e-3)
+
+
+def test_a_second_iteration_of_compvis_goes_on_with_the_random_numbers():
+    """5 steps of DDIM take 6 draws, although eta is 0; PLMS takes 7."""
+    recipe = minisd.Recipe("fire", steps=5, sampler="ddim", dialect="compvis")
+    for sampler, draws in (("ddim", 6), ("plms", 7), ("k_dpmpp_2", 1)):
+        second = replace(recipe, sampler=sampler, options={"iteration": 2})
+        assert PROGRAMS["compvis"].course(second, False).draws.before == draws

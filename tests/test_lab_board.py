@@ -101,7 +101,7 @@ def test_a_board_is_written_and_read(entries, tmp_path):
         assert copy.error == pytest.approx(entry.error, rel=1e-5)
     text = page(entries, ["A sentence."])
     assert text.count("| sampler |") == 2 * len(STARTS) * 2 and "A sentence." in text
-    assert figure(entries, "mixture").count("<polyline") == 4  # at guidance 1, CFG++ is Euler
+    assert figure(entries, "mixture").count("<polyline") == 3  # at guidance 1, CFG++ is Euler
     rows = rows_of(entries, "mixture", "noise", "k_dpmpp_2")
     assert (rows[0][0], rows[-1][0]) == ("k_dpmpp_2", "k_heun") and len(rows) == 4
     best = next(e for e in entries if e.sampler == "k_dpmpp_2" and e.calls == 10)

@@ -69,8 +69,9 @@ def text_table(rows: list[list[str]]) -> list[str]:
 
 
 def figure(entries: list[Entry], model: str, count: int = 10) -> str:
-    """The best samplers without noise, from noise, as SVG."""
-    rows = rows_of(entries, model, "noise", "k_dpmpp_2")[:count]
+    """The best samplers without noise, from noise, as SVG. Of equal curves it shows the first."""
+    rows = rows_of(entries, model, "noise", "k_dpmpp_2")
+    rows = list({tuple(row[1:]): row for row in reversed(rows)}.values())[::-1][:count]
     chosen = [e for e in entries if (e.model, e.start) == (model, "noise")]
     curves = {
         row[0]: [(float(e.calls_used), e.error) for e in chosen if e.sampler == row[0]]

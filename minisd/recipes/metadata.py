@@ -84,6 +84,8 @@ def texts(
 
     size: width and height in pixels; init_hash: SHA-256 of the init image's file
     """
+    if dialect := DIALECTS[recipe.dialect]:
+        recipe = dialect.own_names(recipe)
     chunks = {
         "Dream": dream_line(recipe),
         "sd-metadata": json.dumps(invokeai_metadata(recipe, size, model, init_hash)),

@@ -103,7 +103,7 @@ class Recipe:
         dialect = DIALECTS[self.dialect]
         if dialect is not None:
             dialect.check(self)
-            return choose(self.sampler, None, self.guidance_used)
+            return choose(dialect.own_names(self).sampler, None, self.guidance_used)
         schedule = self.schedule or default_schedule(self.sampler)
         sampler = find_sampler(self.sampler)
         options = dict(self.options)
@@ -259,6 +259,7 @@ class Job:
 class Dialect:
     """How another program draws a recipe."""
 
+    own_names: Callable[[Recipe], Recipe]  # with minisd's names in place of the program's
     check: Callable[[Recipe], None]  # raises ValueError for what the program does not have
     prepare: Callable[
         [Recipe, StableDiffusion, Picture | Tensor | None, Picture | Tensor | None], Job

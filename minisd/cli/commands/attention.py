@@ -11,7 +11,7 @@ from minisd.figures.attention import attention_strip
 from minisd.files import check_folder, next_number, numbered, open_folder, png_bytes, write_first
 from minisd.images import to_pil
 from minisd.observe.attention_maps import AttentionMaps
-from minisd.recipes.recipe import name_of
+from minisd.recipes.recipe import DIALECTS, name_of
 from minisd.run import Event
 from minisd.samplers import Step
 
@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     request = studio.resolve(switches.request_from(vars(args)))
     if request.recipe.image is None:
         raise ValueError("attention needs a picture to draw on: -I FILE")
+    if DIALECTS[request.recipe.dialect]:
+        raise ValueError("attention to words is for minisd's own prompts: leave --dialect out")
     prompts = prompt_texts(request.recipe.prompt)
     folder = check_folder(request.outdir)
     job = studio.prepare(request.recipe)

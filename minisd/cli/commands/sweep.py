@@ -74,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     width, height = job.recipe.width, job.recipe.height
     jobs = [replace(job, recipe=replace(r, width=width, height=height)) for r in recipes]
 
-    def texts_of(job: Job) -> dict[str, str]:
-        return studio.texts(job.recipe, job.size) | studio.record(job, job.recipe)
+    def texts_of(drawn: Job) -> dict[str, str]:
+        # It was drawn on the latent that all share; the record names the picture.
+        record = studio.record(replace(drawn, image=job.image), drawn.recipe)
+        return studio.texts(drawn.recipe, drawn.size) | record
 
     missing = sum(not (folder / name).exists() for name in names)
     if missing < len(names):
