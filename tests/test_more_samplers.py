@@ -235,8 +235,7 @@ def test_wrong_options_are_named(name, options):
 
 # ---- certificates --------------------------------------------------------------------------------
 
-VARIANTS = [
-    *[(name, {}) for name in NAMES],
+VARIANTS = [  # test_lab.py has those without options
     *[("uni_pc", {"order": order, "variant": v}) for order in (1, 2, 3) for v in ("bh1", "bh2")],
     *[("deis", {"order": order}) for order in (1, 2, 4)],
     *[(name, {"eta": 0.0}) for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "er_sde")],
@@ -245,12 +244,11 @@ VARIANTS = [
     ("er_sde", {"stages": 2}),
     ("ddim_cfg_pp", {"eta": 1.0}),
 ]
-QUICK = ("res_multistep", "lcm")
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [pytest.param(*v, marks=[] if v[0] in QUICK else slow) for v in VARIANTS],
+    [VARIANTS[0], *[pytest.param(*variant, marks=slow) for variant in VARIANTS[1:]]],
 )
 def test_certificates_with_their_theory(name, options):
     """From noise and from the middle: the certificate's schedules start at both."""

@@ -98,6 +98,8 @@ def prepare(
     course = program.course(recipe, image is not None)
     notes = [*course.notes, *doubts_on_card(course.draws, size, sd.vae.factor)]
     for note in notes if image is not None else notes[len(course.notes) :]:
+        if isinstance(image, Tensor) and "encoder" in note:
+            continue  # a latent is encoded already
         warnings.warn(f"{program.name}: {note}", stacklevel=3)
     nothing = torch.zeros(1, 0, 0)  # the dialect encodes the prompt when it draws
     return Job(sd, recipe, init_image, keep, size, nothing, nothing)
