@@ -35,14 +35,14 @@ def golden(size: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 QUICK_CASES = 3
+full_size = pytest.mark.xdist_group("full size")  # one worker makes and holds these models
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test with many cases, plain `pytest` runs a few, evenly spread; `pytest -m ""` runs all.
 
-    Runs before the selection by markers: the other cases become slow. Tests of the model of full
-    size go to one worker, which makes that model once.
+    Runs before the selection by markers: the other cases become slow.
     """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -54,9 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for i, item in enumerate(group):
                 if i not in quick:
                     item.add_marker("slow")
-    for item in items:
-        if isinstance(item, pytest.Function) and "sd1_path" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("full size"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from minisd.checkpoint.architecture import build, unet_table
 from minisd.checkpoint.names import Shapes
 from minisd.unet import SD1
 
-from .conftest import manifest
+from .conftest import full_size, manifest
+
+pytestmark = full_size
 
 PARAMETERS = [859_520_964, 83_653_863, 123_060_480]  # as published, and as CompVis's code has them
 

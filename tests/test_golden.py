@@ -14,12 +14,14 @@ from minisd.guidance import Guided
 from minisd.samplers import ddim, k_lms
 from minisd.schedule import SCHEDULES, SIGMAS, start_index
 
-from .conftest import golden
+from .conftest import full_size, golden
+
+slow = pytest.mark.slow
 
 CALL, TRAJECTORY = 2e-5, 2e-4
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("sd1", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sd1", marks=[slow, full_size])])
 def case(request):
     if request.param == "sd1":
         request.getfixturevalue("all_threads")
