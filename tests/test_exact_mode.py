@@ -93,7 +93,7 @@ NORMAL = torch.tensor([math.erfc(-x / 3 / 2**0.5) / 2 for x in SPAN.tolist()], d
 def test_functions(name, x, expected):
     """Beside the library's float64: relative to the value, or to 1 if that is more (log)."""
     error = (getattr(f, name)(x) - expected).abs() / expected.abs().clamp(min=1e-300)
-    limit = 1e-9 if name != "log" else 1e-9 / expected.abs().clamp(min=1e-3)
+    limit = 1e-9 if name != "log" else 1e-9 / expected.abs().clamp(1e-300, 1)
     assert (error <= limit)[expected != 0].all(), error.max()
 
 
@@ -169,7 +169,7 @@ def test_the_weights_are_read_again_when_they_change():
     lambda x: torch.add(x, x, out=x.clone()),
     lambda x: x**0.3,
     lambda x: F.linear(x.bfloat16()[None], x.bfloat16()[None]),
-    lambda x: F.conv2d(x.view(1, 4, 2, 2), random(4, 1, 1, 1), groups=4),
+    lambda x: F.conv2d(x.view(1, 4, 2, 2), random(16)[:4].view(4, 1, 1, 1), groups=4),
     lambda x: F.gelu(x, approximate="tanh"),
     lambda x: torch.randn(16),
     lambda x: torch.addcmul(x, x, x),

@@ -201,7 +201,7 @@ def test_data_of_the_page(name, steps, strengths, request):
         ["-A", "ddim"],  # its schedule does not end at 0
         ["-A", "k_heun", "--schedule", "karras"],
         ["-A", "k_euler_a", "--set", "eta=0.5"],
-        ["-C", "1"],
+        ["-C", "1.0"],
         ["-W", "128", "-H", "64"],
     ],
     ids=" ".join,

@@ -41,7 +41,8 @@ class Table:
 
     def nearest(self, sigma: float) -> float:
         """The timestep whose level is nearest, in log sigma: a whole number."""
-        return float((torch.tensor(sigma).log() - self.logs).abs().argmin())
+        distances = (torch.tensor(sigma).log() - self.logs).abs().tolist()
+        return float(distances.index(min(distances)))
 
     @property
     def low(self) -> float:
