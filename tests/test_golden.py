@@ -3,6 +3,9 @@
 Single calls agree within 2e-5 of the largest value. That is float32 rounding: another correct
 implementation agrees within 1e-5. Trajectories agree within 2e-4 at every step, because the
 rounding of each step goes through the network again.
+
+A run of the full-size model takes a minute or more, so only two of its five are here.
+`python -m bench.gpu --out FOLDER --device cpu --parts golden` runs all.
 """
 
 import ast
@@ -16,12 +19,11 @@ from minisd.schedule import SCHEDULES, SIGMAS, start_index
 
 from .conftest import full_size, golden
 
-slow = pytest.mark.slow
-
 CALL, TRAJECTORY = 2e-5, 2e-4
+SD1 = [pytest.mark.slow, full_size]
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("sd1", marks=[slow, full_size])])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("sd1", marks=SD1)])
 def case(request):
     if request.param == "sd1":
         request.getfixturevalue("all_threads")
@@ -58,6 +60,12 @@ def test_vae(case):
     sd, values, _ = case
     assert_close(sd.vae.moments(values["vae.image"]), values["vae.moments"], CALL)
     assert_close(sd.vae.decode(0.18215 * values["vae.latent"]), values["vae.decoded"], CALL)
+
+
+@pytest.mark.parametrize("case", ["tiny"], indirect=True)
+def test_encode(case):
+    """The rest is computed from the moments alone, so it needs no large model."""
+    sd, values, _ = case
     with_noise = sd.vae.encode(values["vae.image"], values["img2img.posterior_noise"])
     assert_close(with_noise, values["img2img.init_latent"], CALL)
     mean = sd.vae.encode(values["vae.image"])
@@ -72,14 +80,20 @@ def test_noise(case):
     )
 
 
-@pytest.mark.parametrize("strength", [0.7, 0.4])
-@pytest.mark.parametrize("schedule", ["karras", "model"])
+@pytest.mark.parametrize(
+    ("case", "schedule", "strength"),
+    [
+        *[
+            ("tiny", schedule, strength)
+            for schedule in ("karras", "model")
+            for strength in (0.7, 0.4)
+        ],
+        pytest.param("sd1", "karras", 0.7, marks=SD1),
+    ],
+    indirect=["case"],
+)
 def test_k_lms(case, schedule, strength):
     sd, values, facts = case
-    if f"img2img.k_lms.{schedule}.{strength}.x" not in values:
-        # The only run that the full-size file does not have.
-        assert (sd.name, schedule, strength) == ("SD 1.x", "model", 0.4)
-        return
     expected = {
         name: values[f"img2img.k_lms.{schedule}.{strength}.{name}"]
         for name in ("sigmas", "x", "denoised")
@@ -103,7 +117,11 @@ def test_k_lms(case, schedule, strength):
         assert_close(sd.vae.decode(steps[-1].x_next), values["img2img.decoded"], TRAJECTORY)
 
 
-@pytest.mark.parametrize("strength", [0.7, 0.4])
+@pytest.mark.parametrize(
+    ("case", "strength"),
+    [("tiny", 0.7), ("tiny", 0.4), pytest.param("sd1", 0.4, marks=SD1)],
+    indirect=["case"],
+)
 def test_ddim(case, strength):
     """The original adds the noise of one level above, so this starts from the original's x."""
     sd, values, facts = case
