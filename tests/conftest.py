@@ -5,9 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Waiting threads give their core away. Otherwise those of another test worker wait for them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 import torch
 from safetensors import safe_open
@@ -81,7 +78,9 @@ def sd1(sd1_path: Path) -> minisd.StableDiffusion:
 
 @pytest.fixture(scope="module")
 def all_threads() -> Iterator[None]:
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Beside another worker, a second thread would only wait for its core."""
+    is_alone = "PYTEST_XDIST_WORKER" not in os.environ
+    torch.set_num_threads(os.cpu_count() or 1 if is_alone else 1)
     yield
     torch.set_num_threads(1)
 
