@@ -70,7 +70,7 @@ def write(
     return path
 
 
-SETTINGS = {"prompt": "fire", "steps": 2, "seed": 4, "guidance": 2.0, "strength": 0.6}
+SETTINGS = {"prompt": "fire", "steps": 4, "seed": 4, "guidance": 2.0, "strength": 0.6}
 
 
 # ---- the record ----------------------------------------------------------------------------------
