@@ -327,12 +327,12 @@ def test_insertion():
 
 @pytest.mark.slow
 def test_insertion_of_100_000():
-    """All samplers and schedules, steps 1..150, and for each 17 of the strengths 0, 0.01 ... 1, so
+    """All samplers and schedules, steps 1..150, and for each two of the strengths 0, 0.01 ... 1, so
     spread that every strength occurs with every sampler and schedule."""
     strengths = cycle(p / 100 for p in range(101))
-    cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151), range(17))
+    cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151), range(2))
     n = check_insertions((*case[:3], strength) for case, strength in zip(cases, strengths))
-    assert n == len(minisd.SAMPLERS) * len(minisd.SCHEDULES) * 150 * 17
+    assert n == len(minisd.SAMPLERS) * len(minisd.SCHEDULES) * 150 * 2
 
 
 # ---- minisd explain ------------------------------------------------------------------------------
