@@ -31,26 +31,21 @@ def golden(size: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-QUICK_CASES = 3
 full_size = pytest.mark.xdist_group("full size")  # one worker makes and holds these models
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many cases, plain `pytest` runs a few, evenly spread; `pytest -m ""` runs all.
+    """The cases of a test between its first and its last are slow.
 
-    Runs before the selection by markers: the other cases become slow.
+    So plain `pytest` leaves them out. Runs before the selection by markers.
     """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for group in cases.values():
-        if len(group) > QUICK_CASES:
-            last = len(group) - 1
-            quick = {round(i * last / (QUICK_CASES - 1)) for i in range(QUICK_CASES)}
-            for i, item in enumerate(group):
-                if i not in quick:
-                    item.add_marker("slow")
+        for item in group[1:-1]:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from minisd.cli.main import main
 GUIDE = Path(__file__).parent.parent / "docs" / "write-your-own-sampler.md"
 
 
-@pytest.mark.parametrize("compare", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compare", [False, True])
 def test_the_guide(tmp_path, monkeypatch, capsys, compare):
     text = GUIDE.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

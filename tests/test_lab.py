@@ -237,6 +237,7 @@ def test_fresh_noise_needs_a_generator():
 # ---- mutants -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_mutant_applies():
     assert len(BUGS) == 197
     assert len({(bug.sampler, bug.label) for bug in BUGS}) == len(BUGS)

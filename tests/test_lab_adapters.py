@@ -287,6 +287,7 @@ def test_names_that_are_no_samplers(name, complaint):
     assert complaint in str(error.value)
 
 
+@pytest.mark.slow
 def test_pictures_with_samplers_of_others(tmp_path, capsys, tiny_path):
     """`-A` takes a scheduler and a file; both give the picture of minisd's own sampler."""
     from PIL import Image

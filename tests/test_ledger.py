@@ -317,6 +317,7 @@ def check_insertions(cases):
     return n
 
 
+@pytest.mark.slow
 def test_insertion():
     """Of all samplers and schedules, at some step counts and strengths."""
     cases = product(minisd.SAMPLERS, minisd.SCHEDULES, range(1, 151, 17))

@@ -113,6 +113,7 @@ def test_the_line_with_fit_runs_at_full_size(folder):
     assert Image.open(path).size == (512, 432)  # 512x427, to the nearest multiple of 16
 
 
+@pytest.mark.slow
 def test_a_line_with_its_prompt_at_full_size(folder):
     """`invoke> "fire" -s10 -W384 -H384 ...`, changed only in its folder and its strength."""
     shutil.copy(DRAWING, folder)
@@ -188,6 +189,7 @@ def test_distance_grows_with_strength(emoji, sketch):
     assert distances == sorted(distances) and distances[0] < 10
 
 
+@pytest.mark.slow
 def test_the_prompt_makes_a_big_difference(emoji, sketch):
     """More than the seed does."""
     settings = {"steps": 20, "strength": 0.8, "guidance": 4}

@@ -260,6 +260,7 @@ def test_the_same_picture_in_float32(tiny, hot_paths, part):
     assert (a - b).norm() <= 0.05 * a.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["decoder", "UNet"])
 def test_no_black_picture_from_python(hot_paths, part):
     sd = minisd.load(hot_paths[part], dtype=torch.float16)
@@ -300,6 +301,7 @@ def old_processor(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_on_a_processor_that_cannot_pack(
     folder, capsys, tiny_path, old_processor, dtype

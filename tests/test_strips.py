@@ -416,6 +416,7 @@ def run(line: str, status: int = 0) -> None:
     assert main(shlex.split(line)) == status
 
 
+@pytest.mark.slow
 def test_strip_and_diff(folder, capsys):
     run("strip fire -I in.png -s 4,5 -f 0.7,0.4 -C 4 -S 1 --rows x,x0,decode --traces t --to a.png")
     names = sorted(path.name for path in (folder / "t").iterdir())

@@ -515,6 +515,7 @@ def test_ctrl_c_while_the_model_is_loaded(folder, delay):
     assert b"Traceback" not in terminal.text and "000001.2.png" in pictures(folder)
 
 
+@pytest.mark.slow
 def test_little_is_imported_after_the_first_prompt(tmp_path):
     """What is imported later is what Ctrl-C could break. torch's compiler must not be: it takes a
     second, and cannot be imported again after an interruption."""

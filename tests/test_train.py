@@ -38,6 +38,8 @@ from weights.train.export import resume
 from weights.train.pictures import Background, Company, on_white
 from weights.train.pool import draw_pool
 
+pytestmark = pytest.mark.slow  # training is not part of the installed package
+
 EMOJI = Path(__file__).parent / "data" / "emoji"
 BOTH = pytest.mark.parametrize(
     ("name", "profile", "steps"),  # a fixture, its profile, and the UNet's steps
@@ -431,7 +433,6 @@ def test_the_exported_file_is_a_checkpoint_that_draws(
         assert (folder / file).exists()
 
 
-@pytest.mark.slow
 def test_the_toy_learned(toy: Path) -> None:
     log = [json.loads(line) for line in (toy / "log.jsonl").read_text().splitlines()]
     last = {row["stage"]: row for row in log}
