@@ -480,9 +480,12 @@ def dump(folder, **changes):
     save_file(tensors, folder / "tiny.safetensors")
 
 
+CONFORM = ["conform", ".", "--golden", str(GOLDEN)]
+
+
 def test_the_golden_values_conform(folder, capsys):
     dump(folder)
-    assert main(["conform", "."]) == 0
+    assert main(CONFORM) == 0
     text = capsys.readouterr().out
     assert "everything that is there agrees" in text and "golden tensors are not there" in text
 
@@ -494,7 +497,7 @@ def test_it_says_where_they_part(folder, capsys):
         "unet_DOT_eps": lambda x: x.mul_(1 + 1e-4),
     }
     dump(folder, **changes)
-    assert main(["conform", "."]) == 1
+    assert main(CONFORM) == 1
     text = capsys.readouterr().out
     assert "look at the tokens first: clip.tokens" in text
     assert "row 1, place 3: 5, not 49407; 1 differ" in text
@@ -503,10 +506,10 @@ def test_it_says_where_they_part(folder, capsys):
 
 
 def test_conform_needs_files(folder, capsys):
-    assert main(["conform", "."]) == 2
+    assert main(CONFORM) == 2
     assert "has none of the files tiny.safetensors" in capsys.readouterr().err
     Path("tiny.safetensors").write_text("nothing")
-    assert main(["conform", "."]) == 2
+    assert main(CONFORM) == 2
     assert "is not a safetensors file" in capsys.readouterr().err
 
 
