@@ -564,6 +564,7 @@ def test_play(chromium, nasty_page):
     assert text_of(chromium, "play-label") == "Play"
 
 
+@pytest.mark.slow
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
 def test_holding_the_picture_shows_the_init_image(chromium, small_page, touch):

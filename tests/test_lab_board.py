@@ -282,6 +282,7 @@ def test_every_mutant_of_more_samplers_applies():
         with_bug(bug)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [30, pytest.param(3, marks=slow)])
 def test_the_certificate_detects_95_percent_of_them(every):
     bugs = MORE_BUGS[::every]

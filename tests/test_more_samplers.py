@@ -586,6 +586,7 @@ def distances(name: str) -> list[float]:
     return [rms(a - b) for a, b in zip(results, results[1:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATH_SAMPLERS)
 def test_more_steps_settle_on_a_path(name):
     gaps = distances(name)

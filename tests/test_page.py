@@ -73,6 +73,7 @@ def folder(tmp_path, monkeypatch, emoji):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_line_runs_as_typed(line, folder):
     """On the small model. The fire drawing is looked for in the test's folder instead of /tmp, and
@@ -180,6 +181,7 @@ def sketch():
     return Image.open(path).resize((64, 64), Image.Resampling.LANCZOS)
 
 
+@pytest.mark.slow
 def test_distance_grows_with_strength(emoji, sketch):
     settings = {"steps": 20, "seed": 1592514025, "guidance": 4}
     distances = [

@@ -112,6 +112,7 @@ def test_the_first_command_is_explained_switch_by_switch():
     assert rows == switches
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*to fit into")
 def test_the_python_runs_and_draws_the_same_picture(checkout, emoji, monkeypatch):
     """All blocks in order, except The line, which is an excerpt of img2img.py."""

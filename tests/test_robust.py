@@ -236,6 +236,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_black_picture_in_half_precision(folder, capsys, hot_paths, command, part):

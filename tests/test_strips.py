@@ -387,6 +387,7 @@ def test_file_names_of_samplers_in_files():
     assert file_name(recipe) == "f0.3-s50-k_lms-S1.png"
 
 
+@pytest.mark.slow
 def test_each_run_of_a_batch_has_a_ledger(emoji):
     """One wrong run among right ones is refused: its first level is above the network's highest."""
     recipe = Recipe("fire", steps=2, seed=1, guidance=1)

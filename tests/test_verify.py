@@ -369,6 +369,7 @@ def test_distance():
 # ---- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     picture(64, 64).save(tmp_path / "init.png")
     words = ["fire", "-I", str(tmp_path / "init.png"), "-s", "1", "-f", "1", "-S", "3"]
