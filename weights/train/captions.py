@@ -100,10 +100,10 @@ def drawn_caption(rng: Random, row: dict, alike: list[str], other: dict | None) 
     return rng.choice(DRAWN_FORMS).format(text) if rng.random() < 0.33 else text
 
 
-def any_caption(rng: Random, row: dict) -> str:
-    """A caption of a picture of anything, in which the row's emoji may occur: often none."""
+def any_caption(rng: Random, name: str) -> str:
+    """A caption of a picture of anything, in which the named emoji may occur: often none."""
     chance = rng.random()
-    return "" if chance < 0.4 else rng.choice(GENERIC) if chance < 0.7 else row["text"]
+    return "" if chance < 0.4 else rng.choice(GENERIC) if chance < 0.7 else name
 
 
 def background_forms(look: Look) -> tuple[float, tuple[str, ...]]:
