@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -119,6 +120,15 @@ def test_injected_faults_are_named(small, seeds):
             RECIPE, Configuration(small, exact=True), Configuration(faulty, exact=True)
         )
         assert parting.first is not None and parting.first.path == name, (seed, name, parting)
+
+
+def test_tf32_is_that_of_products_and_of_convolutions(small):
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for value in (True, False):
+        with Configuration(small, flags={"tf32": value}).applied():
+            assert [switch.allow_tf32 for switch in switches] == [value, value]
+        assert [switch.allow_tf32 for switch in switches] == before
 
 
 def test_a_configuration_does_not_part_from_itself(small):

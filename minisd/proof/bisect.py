@@ -31,12 +31,12 @@ from minisd.stable_diffusion import StableDiffusion
 PARTS = ("text_encoder", "vae", "unet")
 # Relative to the largest value of an output: what rounding can do in one module, by its dtype.
 ROUNDING = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float64: 1e-12}
-# PyTorch's switches, by their names here.
+# PyTorch's switches, by their names here. TF32 has two: one for products, one for convolutions.
 FLAGS = {
-    "tf32": (torch.backends.cuda.matmul, "allow_tf32"),
-    "mkldnn": (torch.backends.mkldnn, "enabled"),
-    "cudnn": (torch.backends.cudnn, "enabled"),
-    "benchmark": (torch.backends.cudnn, "benchmark"),
+    "tf32": ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")),
+    "mkldnn": ((torch.backends.mkldnn, "enabled"),),
+    "cudnn": ((torch.backends.cudnn, "enabled"),),
+    "benchmark": ((torch.backends.cudnn, "benchmark"),),
 }
 
 
@@ -62,19 +62,20 @@ class Configuration:
     @contextmanager
     def applied(self) -> Iterator[None]:
         threads = torch.get_num_threads()
-        saved = {name: getattr(*FLAGS[name]) for name in self.flags}
+        places = {place: value for name, value in self.flags.items() for place in FLAGS[name]}
+        saved = {place: getattr(*place) for place in places}
         with ExitStack() as stack:
             if self.exact:
                 stack.enter_context(exact())
             try:
                 torch.set_num_threads(self.threads or threads)
-                for name, value in self.flags.items():
-                    setattr(*FLAGS[name], value)
+                for place, value in places.items():
+                    setattr(*place, value)
                 yield
             finally:
                 torch.set_num_threads(threads)
-                for name, value in saved.items():
-                    setattr(*FLAGS[name], value)
+                for place, value in saved.items():
+                    setattr(*place, value)
 
 
 @dataclass(frozen=True)
