@@ -30,7 +30,7 @@ from minisd.recipes import Recipe, prepare
 from minisd.schedule import sigma_to_t, t_to_sigma
 from minisd.sweeps.axes import combinations
 from minisd.sweeps.drawing import BATCH, draw_together, file_name
-from minisd.sweeps.results import distance
+from minisd.sweeps.metrics import distance
 
 SKETCH = Path(__file__).parent.parent / "docs" / "pictures" / "fire-sketch.png"
 SEEDS = [1592514025, 1, 2, 3, 4, 5]

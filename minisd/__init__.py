@@ -11,6 +11,7 @@ from minisd.run import Decoded, Encoded, Noised, Result
 from minisd.samplers import FACTS, SAMPLERS, Step
 from minisd.schedule import SCHEDULES, model, start_index
 from minisd.stable_diffusion import StableDiffusion
+from minisd.sweeps.driver import sweep
 from minisd.txt2img import txt2img
 
 # The rooms around the core add their entries to the core's tables here.
@@ -40,5 +41,6 @@ __all__ = [
     "load",
     "read_recipe",
     "start_index",
+    "sweep",
     "txt2img",
 ]

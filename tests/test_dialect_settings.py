@@ -1,5 +1,6 @@
 """Settings of other programs: read from their texts, written for them, and back."""
 
+import csv
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_a_picture_tells_its_dialect(folder, dialect, capsys):
     ("words", "file"),
     [
         (["strip", "-f", "0.4,0.7", "-o", "out"], "out/000001.1.strip.png"),
-        (["sweep", "-f", "0.4,0.7", "--to", "out", "-A", "euler"], "out/distances.csv"),
+        (["sweep", "-f", "0.4,0.7", "--to", "out", "-A", "euler"], "out/table.csv"),
         (["explore", "-f", "0,0.5,1"], "explorer.html"),
     ],
 )
@@ -349,8 +350,8 @@ def test_every_command_that_draws_speaks_it(folder, capsys, words, file):
     assert main([command, *line, "--dialect", "comfyui", "--negative", "smoke"]) == 0
     assert (folder / file).is_file()
     if command == "sweep":  # all four steps are run, whatever the strength
-        rows = (folder / file).read_text().splitlines()
-        assert [row.split(",")[5] for row in rows[1:]] == ["4", "4"]
+        with open(folder / file, newline="") as table:
+            assert [row["steps_run"] for row in csv.DictReader(table)] == ["4", "4"]
 
 
 @pytest.mark.parametrize(

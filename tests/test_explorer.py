@@ -20,7 +20,7 @@ import minisd
 from minisd.cli.commands import explore
 from minisd.cli.commands.explore import strength_list
 from minisd.cli.main import main
-from minisd.explorer import page as page_module
+from minisd.explorer import runs
 from minisd.explorer.runs import draw_all
 from minisd.images import open_image, resize, to_pil
 from minisd.recipes import Recipe, prepare
@@ -236,7 +236,7 @@ def test_a_sampler_and_a_schedule_from_a_file(tmp_path):
 
 
 def test_large_pictures_are_scaled_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_module, "TILE", 32)
+    monkeypatch.setattr(runs, "TILE", 32)
     data = data_in(make_small_page(tmp_path / "page.html", "fire"))
     assert tiles(data["runs"][2]["sheets"]["image"], 6)[0].size == (32, 32)
 

@@ -25,14 +25,17 @@ import minisd
 from minisd import files
 from minisd.cli import studio
 from minisd.cli.commands import explore, lab
-from minisd.cli.commands.sweep import SHEET, TABLE
+from minisd.cli.commands.sweep import SHEET
 from minisd.cli.main import main
 from minisd.files import sha256, writing
 from minisd.images import open_image
 from minisd.observe import Trace, load_trace, save_trace
 from minisd.observe.trace_file import is_trace
 from minisd.recipes.variations import seed_chain
-from minisd.sweeps.drawing import NOTES
+from minisd.sweeps.driver import Order
+from minisd.sweeps.folder import NOTES, Folder
+from minisd.sweeps.model import Source
+from minisd.sweeps.table import TABLE
 
 ROOT = Path(__file__).parent.parent
 LINK = os.link  # tests replace it
@@ -775,22 +778,23 @@ def test_a_checkpoint_that_is_removed_during_the_drawing(drawing, monkeypatch, e
 def test_a_sweep_s_pictures_hold_their_recipes(drawing, capsys):
     run("sweep 'fire, noto' -I in.png -f 0.5,1 -s 2,4 -S 1 -C 4 --to out")
     capsys.readouterr()
-    for name in pictures():
-        if name == SHEET:
-            continue
-        recipe = minisd.read_recipe(Path("out", name))
-        assert name == f"f{recipe.strength:g}-s{recipe.steps}-k_lms-S1.png"
+    assert len(pictures("out/pictures")) == 4
+    for name in pictures("out/pictures"):
+        recipe = minisd.read_recipe(Path("out/pictures", name))
+        assert name.startswith(f"f{recipe.strength:g}-s{recipe.steps}-k_lms-S1-")
         assert (recipe.prompt, recipe.guidance, recipe.width) == ("fire, noto", 4, 64)
-        assert init_hash(f"out/{name}") == sha256("in.png")
-        run(f"img2img --from out/{name} -I in.png -o again")
+        assert init_hash(f"out/pictures/{name}") == sha256("in.png")
+        run(f"img2img --from out/pictures/{name} -I in.png -o again")
         drawn = Image.open(f"again/{pictures('again')[-1]}")
-        swept = Image.open(f"out/{name}")
+        swept = Image.open(f"out/pictures/{name}")
         # In a batch sums are rounded differently: a level or two of 255.
         assert np.abs(np.asarray(drawn, int) - np.asarray(swept, int)).max() <= 2
     with Image.open(f"out/{SHEET}") as sheet:
         assert sheet.text["Title"] == '"fire, noto", k_lms, seed 1, guidance 4.0'
         lines = sheet.text["Description"].split("\n")
-    assert len(lines) == 4 and '"fire, noto" -s 4 -S 1 -C 4.0 -I in.png -A k_lms -f 1.0' in lines
+    assert len(lines) == 4 and lines[3] == (
+        '"fire, noto" -s 4 -S 1 -W 64 -H 64 -C 4.0 -I in.png -A k_lms -f 1.0'
+    )
 
 
 @pytest.mark.slow
@@ -849,38 +853,30 @@ def test_a_sweep_does_not_draw_on_its_own_sheet(drawing, capsys):
     assert state_of(drawing) == before
 
 
-def test_a_sweep_of_another_checkpoint(drawing, monkeypatch, emoji, capsys):
+def test_a_sweep_of_another_checkpoint(drawing, emoji, capsys):
     """Two checkpoints may have one name; their pictures are not mixed in one folder."""
     run(SWEEP)
     shutil.copy(emoji.path, "other.safetensors")
     with open("other.safetensors", "ab") as file:
         file.write(b"\0")
-    sd = replace(emoji, path=Path("other.safetensors"))
-    monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: sd)
-    run(SWEEP, status=2)
-    assert "another checkpoint" in capsys.readouterr().err
-    for field, value in (("vae_path", Path("other.safetensors")), ("ema", True)):
-        sd = replace(emoji, **{field: value})
-        monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: sd)  # noqa: B023
+    for switches, words in (
+        ("--model other.safetensors", "another checkpoint"),
+        ("--vae other.safetensors", "another vae"),
+        ("--ema", "another ema"),
+        ("--dtype bfloat16", "another dtype"),
+        ("--exact", "another exact"),
+    ):
+        run(f"{SWEEP} {switches}", status=2)
+        assert f"holds a sweep with {words}: choose another folder" in capsys.readouterr().err
+
+
+def test_two_processes_with_one_sweep(drawing, no_work, capsys):
+    """The second one ends at once, with a line that says why."""
+    with Folder(Path("out"), Order(Source(), Source().facts()).settings()):
+        before = state_of(drawing)
         run(SWEEP, status=2)
-        assert f"another {field.removesuffix('_path')}" in capsys.readouterr().err
-
-
-def test_two_processes_with_one_sweep(drawing, monkeypatch):
-    """The other one notes its settings and draws the pictures while this one does the same."""
-    run(SWEEP.replace("--to out", "--to theirs"))
-    theirs = {path.name: path.read_bytes() for path in Path("theirs").iterdir()}
-
-    def other_process_is_faster(temporary: Path, path: Path) -> None:
-        if not path.exists():
-            path.write_bytes(theirs[path.name])
-        LINK(temporary, path)
-
-    monkeypatch.setattr(writing.os, "link", other_process_is_faster)
-    run(SWEEP)
-    assert {path.name for path in Path("out").iterdir()} == set(theirs)
-    for name, data in theirs.items():
-        assert Path("out", name).read_bytes() == data
+        assert "another process is drawing into out: wait for it" in capsys.readouterr().err
+        assert state_of(drawing) == before
 
 
 # ---- in processes of their own -------------------------------------------------------------------
@@ -955,8 +951,8 @@ def test_a_full_disk(drawing, writers):
     full_log, sweep, *results = (json.loads(line) for line in lines)
     assert full_log[0] == 0 and "note: the log has no line" in full_log[1]
     assert "File too large" in full_log[1] and len(pictures("log")) == 2
-    assert sweep[0] == 2 and "could not write 1/s1-k_lms-S1.png: File too large" in sweep[1]
-    assert sweep[2] == [NOTES] and json.loads(Path("1", NOTES).read_text())["seed"] == 1
+    assert sweep[0] == 2 and "could not write 1/pictures/s1-k_lms-S1-" in sweep[1]
+    assert sweep[2] == [NOTES] and "checkpoint" in json.loads(Path("1", NOTES).read_text())
     assert len(results) == 2 * len(writers)
     for (line, *_), (status, error, left) in zip(runs[2:], results, strict=True):
         assert (status, left) == (2, []), line

@@ -131,7 +131,7 @@ def test_imports_stand_at_the_top():
                         assert imported_extra(node), f"{name}, line {node.lineno}"
 
 
-EXTRAS = {"openvino", "onnx", "onnxruntime", "ray", "matplotlib"}
+EXTRAS = {"openvino", "onnx", "onnxruntime", "ray", "matplotlib", "starlette", "uvicorn"}
 
 
 def imported_extra(node: ast.Import | ast.ImportFrom) -> bool:

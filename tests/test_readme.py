@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKDOWN = [
     *(ROOT / name for name in ("README.md", "bench/README.md", "tests/golden/README.md")),
+    ROOT / "docs/lessons/README.md",
     *(ROOT / name for name in ("tests/seed/README.md", "weights/README.md")),
     *(ROOT / "docs").glob("*.md"),
     ROOT / "weights/train/README.md",

@@ -230,7 +230,7 @@ COMMANDS = {
     "txt2img": ["txt2img", "fire"],
     "img2img": ["img2img", "fire", "-I", str(DRAWING), "-f1"],
     "strip": ["strip", "fire", "-I", str(DRAWING), "-f1"],
-    "sweep": ["sweep", "fire", "-I", str(DRAWING), "-f.9,1"],
+    "sweep": ["sweep", "fire", "-I", str(DRAWING), "-f1"],
     "explore": ["explore", "fire", "-I", str(DRAWING), "-f1"],
     "attention": ["attention", "fire", "-I", str(DRAWING), "-f1"],
 }

@@ -1,12 +1,10 @@
 """Strips, diffs and sweeps; and the noise levels in the seed document's published sheet."""
 
 import base64
-import csv
 import io
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +24,13 @@ from minisd.figures.sheet import CENTRE, END, mosaic, padded
 from minisd.figures.strips import GAP, result_image, strip, strip_sheet
 from minisd.figures.svg import plot
 from minisd.images import to_pil
-from minisd.observe import NoiseMismatch, Trace, load_trace
+from minisd.observe import Trace, load_trace
 from minisd.observe.diff import compare, report
 from minisd.observe.tiles import data_uri, latent_image
 from minisd.observe.trace import TracedStep
 from minisd.observe.watch import Watcher
-from minisd.recipes import Recipe, prepare
 from minisd.schedule import SCHEDULES
 from minisd.stable_diffusion import SD1_LATENT_RGB
-from minisd.sweeps.axes import caption, combinations, describe, differing, with_steps_run
-from minisd.sweeps.drawing import draw_together, file_name
-from minisd.sweeps.results import distance
 
 REPO = Path(__file__).parent.parent
 SEED = Path(__file__).parent / "seed"
@@ -361,47 +355,6 @@ def test_both_plotters_use_the_same_ticks_and_colours():
 # ---- many recipes --------------------------------------------------------------------------------
 
 
-def test_combinations():
-    base = Recipe("fire", image="in.png", seed=1)
-    lists = {"strength": [0.5, 1.0], "steps": [4, 2, 4], "sampler": ["ddim"]}
-    recipes = combinations(base, lists)
-    values = [(r.strength, r.steps, r.sampler, r.seed) for r in recipes]
-    assert values == [(f, s, "ddim", 1) for f in (0.5, 1.0) for s in (4, 2)]
-    assert differing(recipes) == ["strength", "steps"]
-    assert describe(recipes[0], ["strength", "steps", "sampler"]) == "strength 0.5, 4 steps, ddim"
-    assert caption(recipes) == '"fire", ddim, seed 1, guidance 7.5'
-    running = with_steps_run(recipes, 3)
-    assert [(r.strength, r.steps) for r in running] == [(0.5, 6), (1.0, 3)]
-
-    drawn = combinations(Recipe("fire"), {"strength": [0.5, 1.0], "steps": [2, 3]})
-    assert len(drawn) == 2 and len({recipe.seed for recipe in drawn}) == 1
-    assert isinstance(drawn[0].seed, int) and with_steps_run(drawn, 9) == drawn
-    with pytest.raises(ValueError, match="strength"):
-        combinations(base, {"strength": [2.0]})
-
-
-def test_file_names_of_samplers_in_files():
-    recipe = Recipe("fire", sampler="../my samplers/rk3.py:rk3", steps=5, seed=1)
-    assert file_name(recipe) == "s5-my-samplers-rk3.py-rk3-S1.png"
-    recipe = Recipe("fire", image="in.png", strength=0.3, seed=1)
-    assert file_name(recipe) == "f0.3-s50-k_lms-S1.png"
-
-
-@pytest.mark.slow
-def test_each_run_of_a_batch_has_a_ledger(emoji):
-    """One wrong run among right ones is refused: its first level is above the network's highest."""
-    recipe = Recipe("fire", steps=2, seed=1, guidance=1)
-    job = prepare(recipe, emoji, FIRE)
-    wrong = replace(job, recipe=replace(recipe, strength=1, schedule=lambda _: [20.0, 1.0, 0.0]))
-    with pytest.raises(NoiseMismatch, match=r"noise added has sigma 20\.0.*expects 14\.61"):
-        draw_together([job, wrong])
-    with pytest.warns(UserWarning, match="THE NOISE IS WRONG"):
-        results = draw_together([job, wrong], refuse=False)
-    assert len(results) == 2
-    # In a batch sums are rounded differently: 1e-3 is far below what 8 bits show.
-    assert torch.allclose(results[0].latent, job.draw().latent, atol=1e-3)
-
-
 # ---- the commands --------------------------------------------------------------------------------
 
 
@@ -461,8 +414,8 @@ def test_a_sampler_in_a_file(folder, capsys):
     assert own_run.sigma == [2, 1] and own_run.settings["guidance"] == "mine.py:rule"
     assert torch.equal(own_run.latent, plain.latent)
     run(f"sweep fire -s 2 -S 1 {own} --to out")
-    names = {path.name for path in (folder / "out").glob("s2*.png")}
-    assert names == {"s2-k_euler-S1.png", "s2-mine.py-steps-S1.png"}
+    names = {path.name.rpartition("-")[0] for path in (folder / "out/pictures").iterdir()}
+    assert names == {"s2-k_euler-S1", "s2-mine.py-steps-S1"}
     run("explain -s 3 -f 1 -A mine.py:steps --schedule mine.py:even")
     out = capsys.readouterr().out
     assert "3 steps at strength 1, mine.py:steps on the mine.py:even schedule" in out
@@ -495,128 +448,6 @@ def test_mistakes(folder, capsys, line, message):
     run(line, status=2)
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["in.png"]
-
-
-def test_a_sweep_draws_one_picture_for_each_seed(folder, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(shlex.split("sweep fire -n 3"))
-    assert end.value.code == 2 and "-n 3" in capsys.readouterr().err
-
-
-def test_sweep(folder, emoji):
-    run("sweep fire -I in.png -f 0,0.5,1 -s 2,4 -S 1,2 -C 1 --to out")
-    paths = {path.name: path for path in (folder / "out").glob("f*.png")}
-    assert len(paths) == 12
-    alone = minisd.img2img(emoji, "fire", FIRE, strength=0.5, steps=4, guidance=1, seed=2).image
-    half = Image.open(paths["f0.5-s4-k_lms-S2.png"])
-    # In a batch sums are rounded differently: a level or two of 255.
-    assert np.abs(np.asarray(alone, int) - np.asarray(half, int)).max() <= 2
-
-    with open(folder / "out/distances.csv", newline="") as file:
-        rows = {row["file"]: row for row in csv.DictReader(file)}
-    row = rows["f1-s4-k_lms-S2.png"]
-    assert (row["steps_run"], row["sigma"], row["to_previous_sampler"]) == ("4", "14.6146", "")
-
-    def apart(a, b):
-        a, b = (np.asarray(image.convert("RGB"), float) for image in (a, b))
-        return np.sqrt(((a - b) ** 2).mean())
-
-    full = Image.open(paths["f1-s4-k_lms-S2.png"])
-    assert float(row["to_init"]) == pytest.approx(apart(full, FIRE), abs=1e-3)
-    assert float(row["to_previous_strength"]) == pytest.approx(apart(full, half), abs=1e-3)
-    assert distance(full, half) == pytest.approx(apart(full, half))
-    assert rows["f0-s2-k_lms-S1.png"]["to_previous_steps"] == ""
-    assert rows["f0-s4-k_lms-S2.png"]["to_previous_seed"] == "0.000"  # strength 0: no noise
-
-    sheet = Image.open(folder / "out/sheet.png").convert("RGB")
-    boxes = {}
-    for name in ("f0-s2-k_lms-S1", "f0.5-s2-k_lms-S1", "f1-s2-k_lms-S1", "f1-s4-k_lms-S2"):
-        picture = Image.open(paths[f"{name}.png"]).resize((96, 96), Image.Resampling.LANCZOS)
-        boxes[name] = box_of(sheet, picture)
-    lefts = [boxes[f"{f}-s2-k_lms-S1"][0] for f in ("f0", "f0.5", "f1")]
-    assert lefts == sorted(set(lefts)) and boxes["f1-s4-k_lms-S2"][0] == lefts[2]  # a column each
-    assert box_of(sheet, FIRE.resize((96, 96), Image.Resampling.LANCZOS))[0] < lefts[0]
-
-
-def test_a_sweep_continues_after_an_interruption(folder, monkeypatch, emoji, capsys):
-    line = "sweep fire -I in.png -f 0.5,1 -s 2,3 -C 1 --batch 1 --to out"  # a seed is drawn
-    calls = []
-    count = emoji.unet.register_forward_hook(lambda *_: calls.append(1))
-    interrupted = Interrupted(after=2)
-    with monkeypatch.context() as patch:
-        patch.setattr("minisd.files.writing.os.link", interrupted)
-        run(line, status=130)
-    assert interrupted.calls == 3 and len(list((folder / "out").glob("f*.png"))) == 2
-    assert not list((folder / "out").glob(".*"))  # no half-written files are left
-    calls.clear()
-    run(line)
-    count.remove()
-    # Longest first: the two of strength 1 are drawn, the others run floor(3 / 2) and 2 / 2 steps.
-    assert len(calls) == 2
-    assert "2 of 4 pictures are already in out" in capsys.readouterr().out
-    run("sweep water -I in.png -f 0.5,1 -s 2,3 -C 1 --to out", status=2)
-    assert "another prompt" in capsys.readouterr().err
-    run("sweep fire -I in.png -f 1 -s 2,4 -C 1 --to out")  # other values on the axes are welcome
-    assert len(list((folder / "out").glob("f*.png"))) == 5
-
-
-def test_a_sweep_inpaints(folder, emoji):
-    mask = Image.new("L", (64, 64), 255)
-    mask.paste(0, (10, 10, 50, 50))
-    mask.save("mask.png")
-    run("sweep fire -I in.png -M mask.png -V 7:0.2 -f 0.5 -s 4 -S 1,2 -C 1 --to out")
-    recipe = Recipe("fire", image="in.png", mask="mask.png", variations=((7, 0.2),), seed=2)
-    alone = replace(recipe, strength=0.5, steps=4, guidance=1).draw(emoji).image
-    swept = Image.open("out/f0.5-s4-k_lms-S2.png")
-    # In a batch sums are rounded differently: a level or two of 255.
-    assert np.abs(np.asarray(alone, int) - np.asarray(swept, int)).max() <= 2
-    assert swept.getpixel((2, 2)) == (255, 255, 255)  # kept
-    run("sweep fire -I in.png -V 7:0.2 -f 0.5 -s 4 -S 1,2 -C 1 --to out", status=2)  # no mask
-
-
-class Interrupted:
-    """os.link; Ctrl-C is pressed after some pictures."""
-
-    def __init__(self, after):
-        self.after, self.calls = after, 0
-
-    def __call__(self, a, b):
-        if str(b).endswith(".png"):
-            self.calls += 1
-            if self.calls > self.after:
-                raise KeyboardInterrupt
-        shutil.copy(a, b)
-
-
-@pytest.mark.parametrize("name", ["s2-k_lms-S1.png", "sheet.png", "distances.csv", "sweep.json"])
-def test_a_sweep_does_not_replace_files_of_others(folder, capsys, name):
-    (folder / "out").mkdir()
-    (folder / "out" / name).write_text("mine")
-    run("sweep fire -s 2 -S 1 -C 1 --to out", status=2)
-    assert "choose another folder" in capsys.readouterr().err
-    assert [path.name for path in (folder / "out").iterdir()] == [name]
-    assert (folder / "out" / name).read_text() == "mine"
-
-
-def test_a_sweep_replaces_its_own_sheet(folder, capsys):
-    run("sweep fire -s 2 -S 1 -C 1 --to out")
-    run("sweep fire -s 2,3 -S 1 -C 1 --to out")
-    with open(folder / "out/distances.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2
-    (folder / "out" / "s4-k_lms-S1.png").write_text("mine")
-    run("sweep fire -s 2,4 -S 1 -C 1 --to out", status=2)
-    assert "s4-k_lms-S1.png exists, and no sweep wrote it" in capsys.readouterr().err
-
-
-def test_text_and_image_are_encoded_once(folder, monkeypatch, emoji):
-    encoded, texts = [], []
-    monkeypatch.setattr(
-        emoji.vae, "encode", lambda image: encoded.append(1) or torch.zeros(1, 4, 16, 16)
-    )
-    count = emoji.text_encoder.register_forward_hook(lambda *_: texts.append(1))
-    run("sweep fire -I in.png -f 0.5,1 -s 2 -S 1,2,3 -C 1 --to out")
-    count.remove()
-    assert len(encoded) == 1 and len(texts) <= 2  # the prompt, and the negative prompt
 
 
 def test_steps_after(folder, capsys):

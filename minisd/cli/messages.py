@@ -1,24 +1,16 @@
 """How text is shown: errors and warnings in one line each, and nothing that steers the terminal."""
 
-import errno
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
-import torch
+from minisd.fast.shortage import is_out_of_memory
 
 # Control characters, line ends of all kinds, signs that reverse the direction of text, and bytes
 # that are not text (Python reads those as lone surrogates).
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-# What libraries say when memory runs out: torch, oneDNN, the C++ library, the system, CUDA.
-NO_MEMORY = re.compile(
-    r"not enough memory|out of memory|can(no|')t allocate memory|bad_?alloc|alloc_failed|"
-    r"could not create a (primitive|memory)",
-    re.I,
 )
 
 
@@ -61,30 +53,3 @@ def is_expected(error: BaseException) -> bool:
     """Whether the user can do something about an error. All others are bugs: of minisd, or of the
     user's own sampler."""
     return isinstance(error, ValueError | OSError) or is_out_of_memory(error)
-
-
-# ---- memory --------------------------------------------------------------------------------------
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, whichever library raised it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
-
-
-@contextmanager
-def memory_for(purpose: str, remedy: str) -> Iterator[None]:
-    """Raise MemoryError with a message in one line where memory runs out within the block."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        message = f"there is not enough memory {purpose}: {remedy}"
-    else:
-        return
-    # Raised here, without the first error: its traceback would keep the large tensors alive.
-    raise MemoryError(message)

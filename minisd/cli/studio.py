@@ -22,10 +22,11 @@ from minisd.checkpoint import load
 from minisd.checkpoint.folder import main_file
 from minisd.checkpoint.load import check_device
 from minisd.checkpoint.v_prediction import VPredictionUNet
-from minisd.cli.messages import in_words, memory_for, visible
+from minisd.cli.messages import in_words, visible
 from minisd.cli.model_files import find_model, find_vae
 from minisd.cli.switches import Request
 from minisd.exact_mode import is_exact
+from minisd.fast.shortage import memory_for
 from minisd.figures.contact_sheet import grid
 from minisd.files import (
     append_line,
@@ -62,9 +63,9 @@ def load_model(args: Any) -> StableDiffusion:
     check_device(device, "--device")
     if is_exact() and dtype != "float32":
         raise ValueError(f"--exact is for --dtype float32, not {dtype}")
+    if is_exact() and args.engine != "torch":
+        raise ValueError(f"--exact is for --engine torch, not {args.engine}")
     remedy = "--dtype bfloat16 needs half as much" if dtype == "float32" else "close other programs"
-    # On a GPU PyTorch would round the inputs of float32 convolutions to 10 bits: 1e-3 per call.
-    torch.backends.cudnn.allow_tf32 = False
     with memory_for(f"to load {path or 'the model'} as {dtype}", remedy):
         sd = load(
             path,
@@ -74,21 +75,14 @@ def load_model(args: Any) -> StableDiffusion:
             ema=drawn_with.ema if args.ema is None else args.ema,
             prediction=args.prediction or drawn_with.prediction or None,
         )
-        if sd.native_size < 256:
-            # Layers this small take less time than handing them to threads. One thread is as fast,
-            # and on a busy machine many times faster.
-            torch.set_num_threads(1)
-        elif not is_exact():
-            fast.work_in_strips(sd)
-            # In float32 packing gains only a tenth, and would hold the weights twice for a while.
-            if dtype != "float32" and fast.can_pack(sd):
-                fast.pack(sd)
+        fast.tune(sd, args.engine, lambda line: tqdm.write(line, file=sys.stderr))
     if sd.device.type == "cpu" and not fast.can_pack(sd):
         slow = f"this processor has no instructions for {dtype}"
         warnings.warn(f"{slow}: --dtype float32 is many times faster", stacklevel=2)
     files = sd.path.name + (f" with the autoencoder {vae.name}" if vae else "")
     files += " with its training averages" if sd.ema else ""
-    print(f"model: {sd.name} ({files}), {dtype} on {sd.device}")
+    engine = "" if args.engine == "torch" else f", by {args.engine}"
+    print(f"model: {sd.name} ({files}), {dtype} on {sd.device}{engine}")
     return sd
 
 
@@ -214,9 +208,11 @@ class Studio:
                     next_job = replace(one_job, recipe=variant, image=image)
                     draw(next_job, None, f"variant {k}")
         if request.grid and len(images) > 1:
-            ending = f"{jobs[0][1] or self.seeds[-len(jobs)]}.grid.png"
-            names = numbered(folder, first_number, ending)
-            paths.append(self.save(grid(images), jobs[0][0].recipe, names, "[grid]"))
+            recipe, number = jobs[0][0].recipe, jobs[0][1]
+            if isinstance(recipe.seed, list):
+                recipe = replace(recipe, seed=recipe.seed[0])
+            names = numbered(folder, first_number, f"{number or recipe.seed}.grid.png")
+            paths.append(self.save(grid(images), recipe, names, "[grid]"))
         return paths
 
     def resolve(self, request: Request) -> Request:
@@ -241,6 +237,8 @@ class Studio:
             raise ValueError("-V moves the noise of a seed: choose the seed with -S")
         if recipe.mask and not recipe.image:
             raise ValueError("-M is a mask for an init image: choose the image with -I")
+        if request.batch > 1 and request.variation_amount:
+            raise ValueError("--batch draws pictures that differ in the seed alone: leave -v out")
         if request.steps_after and DIALECTS[recipe.dialect]:
             raise ValueError("--steps-after is for minisd's own rule, not for a dialect: use -s")
         if request.steps_after and recipe.image:
@@ -304,7 +302,10 @@ def series(job: Job, request: Request) -> list[tuple[Job, int | None]]:
         return [(job, None)]
     jobs: list[tuple[Job, int | None]] = []
     if amount == 0:
-        for seed in seeds_of(recipe, request.iterations):
+        seeds = seeds_of(recipe, request.iterations)
+        for i in range(0, len(seeds), request.batch):
+            part = seeds[i : i + request.batch]
+            seed = part if len(part) > 1 else part[0]
             jobs.append((replace(job, recipe=replace(recipe, seed=seed)), None))
         return jobs
     for other in seeds_of(recipe, request.iterations + 1)[1:]:

@@ -8,6 +8,7 @@ a switch without a value has an opposite (TAKE_BACK).
 
 import argparse
 import os
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -81,6 +82,7 @@ class Request:
     recipe: Recipe = field(default_factory=lambda: Recipe(""))
     outdir: str = "outputs/img-samples"
     iterations: int = 1
+    batch: int = 1
     grid: bool = False
     variation_amount: float = 0.0
     variants: int = 0
@@ -164,6 +166,8 @@ def add_series_switches(parser: argparse.ArgumentParser, image: bool = True) -> 
     count, share = between(1, 10_000, int), between(0, 1)
     text = "how many pictures; each seed follows from the one before (1)"
     add_more(parser, "-n --iterations --n_iter --n_samples", "iterations", text, count, "N")
+    text = "draw N of the -n pictures together: the same pictures, faster where there is room (1)"
+    add_more(parser, "--batch --batch_size", "batch", text, count, "N")
     text = "0..1: how far to move the noise of each of the -n pictures from the seed's own (0)"
     add_more(parser, "-v --variation_amount", "variation_amount", text, share, "X")
     add_more(parser, "-g --grid", "grid", "also write all pictures as one")
@@ -182,8 +186,11 @@ def add_folder_switch(parser: argparse.ArgumentParser) -> None:
              "FOLDER")  # fmt: skip
 
 
-def add_model_switches(parser: argparse.ArgumentParser) -> None:
-    """Add the switches that choose the model: at the shell only."""
+def add_model_switches(parser: argparse.ArgumentParser, torch_only: str = "") -> None:
+    """Add the switches that choose the model: at the shell only.
+
+    torch_only: why the command cannot use another engine.
+    """
     add = parser.add_argument
     add("--model", "--ckpt", metavar="FILE",
         help="an SD 1.x checkpoint, by path or by name (minisd's own small weights)")  # fmt: skip
@@ -197,9 +204,26 @@ def add_model_switches(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="cpu, cuda, ... (cuda if available)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
         help="arithmetic of the UNet and the autoencoder (float32)")  # fmt: skip
+    add("--engine", type=engine_type(torch_only), default="torch", metavar="NAME",
+        help="torch (the default), or openvino: faster on a CPU. It converts a model at its first "
+             "use, and compiles it for each size: worth it for large models")  # fmt: skip
     add("--exact", action="store_true",
         help="the same bits on every machine: instruction set, threads, batch, CPU or GPU make no "
         "difference (up to 4 times slower)")  # fmt: skip
+
+
+def engine_type(torch_only: str) -> Callable[[str], str]:
+    """The type of --engine, for argparse."""
+
+    def read(name: str) -> str:
+        if name not in ("torch", "openvino"):
+            problem = f"there is no engine named {visible(name)!r}; choose from torch, openvino"
+            raise argparse.ArgumentTypeError(problem)
+        if name == "openvino" and torch_only:
+            raise argparse.ArgumentTypeError(f"not openvino here: {torch_only}")
+        return name
+
+    return read
 
 
 def add_more(
@@ -302,9 +326,14 @@ def refuse(args: argparse.Namespace) -> bool:
 
 
 def recipes_from(args: argparse.Namespace) -> list[Recipe]:
-    """All combinations of the values of -s, -S, -A and -f that were typed with commas."""
+    """All combinations of the values of -s, -S, -A and -f that were typed with commas.
+
+    If there is no seed, one is drawn for all.
+    """
     values = dict(vars(args))
     lists = {name: values.pop(name) for name in LISTS if name in values}
+    if lists.get("seed", [None]) == [None]:
+        lists["seed"] = [random.SystemRandom().randrange(2**32 - 1)]
     recipes = combinations(recipe_from(values), lists)
     if values.get("steps_after"):
         return with_steps_run(recipes, values["steps_after"])

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,20 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
-from minisd.explorer.runs import Run
-from minisd.figures.attention import heat
-from minisd.images import to_pil
+from minisd.explorer.runs import Run, shrunk
+from minisd.explorer.tiles import grid, latent_tiles, picture_tile, word_shares, words_of_run
 from minisd.observe.ledger import Ledger
-from minisd.observe.tiles import data_uri, latent_image
-from minisd.recipes import Job
-from minisd.recipes.recipe import name_of
+from minisd.observe.tiles import data_uri
+from minisd.recipes import Job, Recipe
+from minisd.recipes.recipe import OWN, name_of, option_text
 from minisd.schedule import default_schedule, levels_of
-from minisd.stable_diffusion import StableDiffusion
 
-MAX_WORDS = 12  # words whose attention is shown
-TILE = 256  # the largest side of the pictures of steps, in pixels
+STRENGTHS = [round(i / 10, 1) for i in range(11)]
 
 
 def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
@@ -31,18 +28,29 @@ def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
 
     job: the one that the runs were drawn from; its image is a picture.
     """
-    recipe, sd = job.recipe, job.sd
     assert isinstance(job.image, Image.Image)
-    _, schedule, guidance = replace(recipe, schedule=job.schedule).functions()
     words: list[str] = []
     run_list: list[dict[str, Any]] = []
     for run in runs:  # each run's tensors are freed before the next run starts
-        words = [word.text for word in run.maps.words][:MAX_WORDS]
-        run_list.append(run_data(sd, run))
+        words = words_of_run(run)
+        run_list.append(run_data(run))
         del run
     data = {
-        "prompt": recipe.prompt,
+        **settings_data(job),
         "words": words,
+        "init_image": data_uri(shrunk(job.image), exact=max(job.size) <= 64),
+        "runs": run_list,
+        "command": command,
+    }
+    return fill_template("page", f"{job.recipe.prompt} · minisd explorer", data)
+
+
+def settings_data(job: Job) -> dict[str, Any]:
+    """What the page says of all runs of a job: its settings, sizes, and noise levels."""
+    recipe, sd = job.recipe, job.sd
+    _, schedule, guidance = replace(recipe, schedule=job.schedule).functions()
+    return {
+        "prompt": recipe.prompt,
         "steps": recipe.steps,
         "sampler": name_of(recipe.sampler),
         "schedule": name_of(recipe.schedule or default_schedule(recipe.sampler)),
@@ -51,17 +59,13 @@ def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
         "size": job.size,
         "latent": [side // sd.vae.factor for side in job.size],
         "sigmas": levels_of(schedule, recipe.steps),
-        "init_image": data_uri(shrunk(job.image), exact=max(job.size) <= 64),
-        "runs": run_list,
         "model": sd.name,
         "version": version("minisd"),
-        "command": command,
     }
-    return fill_template(f"{recipe.prompt} · minisd explorer", data)
 
 
-def fill_template(title: str, data: dict[str, Any]) -> str:
-    """The template with style, script and data in it.
+def fill_template(name: str, title: str, data: dict[str, Any]) -> str:
+    """The template NAME.html with its parts: files, the title and the data.
 
     A prompt may contain tags. None of them can end the element that the prompt stands in: the
     title is escaped, and the data contain no `<`.
@@ -69,64 +73,74 @@ def fill_template(title: str, data: dict[str, Any]) -> str:
     folder = Path(__file__).parent
     parts = {
         "title": html.escape(title),
-        "style": (folder / "page.css").read_text("utf-8"),
-        "script": (folder / "page.js").read_text("utf-8"),
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    template = (folder / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+    def part(match: re.Match[str]) -> str:
+        return parts[match[1]] if match[1] in parts else read_part(folder / match[1])
+
+    def read_part(path: Path) -> str:
+        text = path.read_text("utf-8")
+        return re.sub(r"\{\{([\w.]+)\}\}", part, text) if path.suffix == ".html" else text
+
+    return read_part(folder / f"{name}.html")
 
 
-def run_data(sd: StableDiffusion, run: Run) -> dict[str, Any]:
+def run_data(run: Run) -> dict[str, Any]:
     """The page's data of one run.
 
     Each sheet is a row of tiles: the init image's, one for each step, the result's. The sheets
     "eps" and "words" have only the steps' tiles, and "words" has one such row for each word.
     """
+    frames = range(len(run.steps) + 2)
+    rows: dict[str, list[Image.Image]] = {}
+    for frame in frames:
+        for view, tile in latent_tiles(run, frame).items():
+            rows.setdefault(view, []).append(tile)
+    rows["image"] = [picture_tile(run, frame) for frame in frames]
+    shares = [word_shares(run, step) for step in frames[1:-1]]
+    words = range(len(words_of_run(run)))
 
-    def preview(latent: Tensor, bias: Iterable[float] = sd.latent_rgb_bias) -> Image.Image:
-        return latent_image(latent, sd.latent_rgb, bias)
+    def is_small(view: str) -> bool:
+        return max(rows["image" if view == "image" else "x"][0].size) <= 64
 
-    first, last = preview(run.encoded), preview(run.latent)
-    x_in = [step.x / (step.sigma**2 + 1) ** 0.5 for step in run.steps]
-    sheets = {
-        "x": sheet([[first, *(preview(x) for x in x_in), last]]),
-        "x0": sheet([[first, *(preview(step.x0) for step in run.steps), last]]),
-        "image": sheet([[*(shrunk(to_pil(image)) for image in run.decoded), shrunk(run.image)]]),
-    }
-    words = range(min(len(run.maps.words), MAX_WORDS))
-    maps = [[run.maps.word(i, step) for step in range(len(run.steps))] for i in words]
-    if run.steps:  # without the bias, which belongs to latents of pictures: zero noise is grey
-        sheets["eps"] = sheet([[preview(step.eps, (0.0, 0.0, 0.0)) for step in run.steps]])
-    if run.steps and maps:
-        sheets["words"] = sheet([[heat(attention) for attention in row] for row in maps])
     return {
         "strength": run.strength,
         "steps_run": len(run.steps),
-        "sheets": sheets,
-        "shares": [[round(float(attention.mean()), 4) for attention in row] for row in maps],
+        # Sheets of small tiles are without loss.
+        "sheets": {view: data_uri(grid([row]), is_small(view)) for view, row in rows.items()},
+        "shares": [[of_step[word] for of_step in shares] for word in words],
         "ledger": ledger_data(run.ledger),
     }
 
 
 def ledger_data(ledger: Ledger) -> dict[str, float | None]:
-    """The ledger's numbers, by the names that page.js reads."""
+    """The ledger's numbers, by the names that viewer.js reads."""
     names = ("sigma_added", "sigma_expected", "t_expected", "image_gain", "snr", "image_share")
     return {name: getattr(ledger, name) for name in (*names, "calls")}
 
 
-def shrunk(image: Image.Image) -> Image.Image:
-    """The picture, scaled down if a side is longer than TILE."""
-    image = image.copy()
-    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    return image
-
-
-def sheet(rows: list[list[Image.Image]]) -> str:
-    """Rows of tiles of one size, as a data URI. Lossless if the tiles are small."""
-    w, h = rows[0][0].size
-    image = Image.new("RGB", (w * len(rows[0]), h * len(rows)))
-    for j, row in enumerate(rows):
-        for i, tile in enumerate(row):
-            image.paste(tile, (i * w, j * h))
-    return data_uri(image, exact=max(w, h) <= 64)
+def explore_command(
+    recipe: Recipe, strengths: Iterable[float], model: str | None = None, dtype: str = "float32"
+) -> str:
+    """The shell line that makes the page of these runs again."""
+    assert recipe.image is not None
+    words = ["-I", Path(recipe.image).name, "-s", f"{recipe.steps}", "-S", f"{recipe.seed}"]
+    words += ["-C", name_of(recipe.guidance)]
+    words += ["--guidance-rule", recipe.guidance_rule] if recipe.guidance_rule else []
+    words += ["-A", name_of(recipe.sampler)]
+    if list(strengths) != STRENGTHS:
+        words += ["-f", ",".join(f"{strength:g}" for strength in strengths)]
+    if recipe.schedule:
+        words += ["--schedule", name_of(recipe.schedule)]
+    words += ["--dialect", recipe.dialect] if recipe.dialect != OWN else []
+    words += ["--negative", recipe.negative_prompt] if recipe.negative_prompt else []
+    for option, value in recipe.options.items():
+        words += ["--set", f"{option}={option_text(value)}"]
+    for switch, side in (("-W", recipe.width), ("-H", recipe.height)):
+        words += [switch, f"{side}"] if side else []
+    words += ["--model", Path(model).name] if model else []
+    words += ["--dtype", dtype] if dtype != "float32" else []
+    prompt = recipe.prompt
+    words = [*words, "--", prompt] if prompt.startswith("-") else [prompt, *words]
+    return shlex.join(["minisd", "explore", *words])

@@ -1,12 +1,13 @@
 """One init image, drawn at several strengths, with everything that happened during each run."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from minisd.images import to_pil
 from minisd.observe.attention_maps import AttentionMaps
 from minisd.observe.finite import NotFinite, stop_at_nan
 from minisd.observe.ledger import Ledger
@@ -16,20 +17,60 @@ from minisd.recipes import DIALECTS, Job
 from minisd.run import Encoded, Event, Observer, ignore
 from minisd.samplers import Step
 
+TILE = 256  # the largest side of the pictures of steps, in pixels
 
-@dataclass(frozen=True)
+
 class Run:
-    """The record of a run at one strength."""
+    """A run at one strength, and its record. Its frames are the init image, the steps, the result.
 
-    strength: float
-    ledger: Ledger
-    maps: AttentionMaps
-    image: Image.Image  # the result
-    latent: Tensor  # (1, 4, h, w), the result's
-    encoded: Tensor  # (1, 4, h, w), the init image's
-    steps: list[Step]
-    # The pictures of `encoded` and of each step's x0: the results if the run had ended there.
-    decoded: list[Tensor]  # (1, 3, H, W) each
+    An observer of `draw` is called with each event after the record has it.
+    """
+
+    def __init__(self, job: Job, words: Sequence[str]):
+        """words: the texts whose attention is recorded, as prompt_texts gives them."""
+        self.job, self.strength = job, job.recipe.strength
+        spoken = DIALECTS[job.recipe.dialect] is not None
+        self.ledger = Ledger(job.sd, spoken=spoken)
+        self.maps = AttentionMaps(job.sd, words)
+        self.encoded: Tensor | None = None  # (1, 4, h, w), the init image's
+        self.steps: list[Step] = []
+        self.latent: Tensor | None = None  # (1, 4, h, w), the result's
+        self.image: Image.Image | None = None  # the result
+        self.pictures: dict[int, Image.Image] = {}  # by frame; those that were decoded so far
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Encoded):
+            self.encoded = event.x0
+        elif isinstance(event, Step):
+            self.steps.append(event)
+
+    @torch.inference_mode()
+    def draw(self, observe: Observer = ignore) -> "Run":
+        """Draw it. Raises NotFinite, and what `observe` raises."""
+        with self.maps, self.ledger:
+            observers = (stop_at_nan(self.job.sd), self.maps, self.ledger, self, observe)
+            result = self.job.draw(together(*observers))
+        self.image, self.latent = result.image, result.latent
+        return self
+
+    @torch.inference_mode()
+    def picture(self, frame: int) -> Image.Image:
+        """The picture of a frame before the result, at most TILE pixels a side.
+
+        Frame 0 is the encoded init image; frame k is x0 at step k, the result if the run had ended
+        there.
+        """
+        if frame not in self.pictures:
+            x0 = self.steps[frame - 1].x0 if frame else self.encoded
+            self.pictures[frame] = shrunk(to_pil(self.job.sd.vae.decode(x0)))
+        return self.pictures[frame]
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """The picture, scaled down if a side is longer than TILE."""
+    image = image.copy()
+    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return image
 
 
 def prompt_texts(prompt: str) -> list[str]:
@@ -53,25 +94,12 @@ def draw_all(job: Job, strengths: Iterable[float], observe: Observer = ignore) -
 
     Raises ValueError for a blend, NotFinite for a run that computes NaN or Inf.
     """
-    for strength in strengths:
-        recipe = replace(job.recipe, strength=strength)
-        yield draw(replace(job, recipe=recipe), observe)
-
-
-@torch.inference_mode()
-def draw(job: Job, observe: Observer) -> Run:
-    sd, strength = job.sd, job.recipe.strength
-    events: list[Event] = []
-    observers = (stop_at_nan(sd), events.append, observe)
     spoken = DIALECTS[job.recipe.dialect] is not None
     # The words' places follow from the syntax of the prompt, and that is a dialect's own.
     words = [] if spoken else prompt_texts(job.recipe.prompt)
-    with AttentionMaps(sd, words) as maps, Ledger(sd, spoken=spoken) as ledger:
+    for strength in strengths:
+        run = Run(replace(job, recipe=replace(job.recipe, strength=strength)), words)
         try:
-            result = job.draw(together(*observers, maps, ledger))
+            yield run.draw(observe)
         except NotFinite as error:
             raise NotFinite(f"strength {strength:g}, {error}") from None
-    encoded = next(event.x0 for event in events if isinstance(event, Encoded))
-    steps = [event for event in events if isinstance(event, Step)]
-    decoded = [sd.vae.decode(x0) for x0 in (encoded, *(step.x0 for step in steps))]
-    return Run(strength, ledger, maps, result.image, result.latent, encoded, steps, decoded)

@@ -1,10 +1,13 @@
 "use strict";
 
+// What the explorer and the studio share: a run's frames, views, sliders, curve and ledger.
 // The page shows what is in `state` and nothing else: change `state`, then call show().
-const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const N = data.sigmas.length - 1; // steps of the whole schedule
 const state = { run: 0, frame: 0, view: "image", word: 0, playing: null, comparing: false };
+// One init image and its runs, which differ in strength only. Each run r has r.of = its data.
+let data = null;
+let beside = null; // a run, perhaps of other data, that is shown beside the current one
+let onRun = () => {}; // the studio's: another strength was chosen
 
 // ---- frames -----------------------------------------------------------------------------------
 // A run of n steps has n + 2 frames: the init image, the steps, the result. The Step slider has a
@@ -12,12 +15,14 @@ const state = { run: 0, frame: 0, view: "image", word: 0, playing: null, compari
 // the steps, N + 1 is the result.
 
 const run = () => data.runs[state.run];
+const asked = (r) => r.of.sigmas.length - 1; // N, the steps of the whole schedule
 const last = (r) => r.steps_run + 1;
-const skipped = (r) => N - r.steps_run;
+const reached = (r) => r.reached ?? last(r); // the last frame that is here already
+const skipped = (r) => asked(r) - r.steps_run;
 const column = (r, frame) => (frame === 0 ? 0 : skipped(r) + frame);
 const frameAt = (r, col) => (col === 0 ? 0 : col - skipped(r)); // 0 or less for a skipped step
 const isStep = (r, frame) => frame > 0 && frame < last(r);
-const sigmaAt = (r, frame) => data.sigmas[skipped(r) + frame - 1];
+const sigmaAt = (r, frame) => r.of.sigmas[skipped(r) + frame - 1];
 
 // ---- pictures ---------------------------------------------------------------------------------
 
@@ -28,10 +33,10 @@ const VIEWS = [
   { id: "image", label: "picture", before: " " },
   { id: "words", label: "words", before: " " },
 ];
-const sheets = data.runs.map(() => ({})); // an Image for each run and view
-const tileSize = (view) => (view === "image" || view === "words" ? imageTile : data.latent);
-let imageTile = data.size; // smaller if the page was made with smaller tiles
-let initImage = null;
+// r.images has a sheet for each view: a row of tiles, as an Image or a canvas.
+const tileSize = (view, r) => (view === "image" || view === "words" ? r.of.imageTile : r.of.latent);
+// Whether the tile is here. While a run is drawn, r.arrived has the frames of each view.
+const isHere = (r, view, frame) => Boolean(r.images[view] && (r.arrived?.[view].has(frame) ?? true));
 
 function load(uri) {
   const image = new Image();
@@ -41,23 +46,25 @@ function load(uri) {
 
 // Paint a view of a frame. Returns false if the frame has no such view.
 function paint(canvas, view, r, frame) {
-  const images = sheets[data.runs.indexOf(r)];
   const stepsOnly = view === "eps" || view === "words"; // no tile for init image and result
   const smooth = view === "words";
-  const [w, h] = tileSize(view);
+  const [w, h] = tileSize(view, r);
   const scale = smooth ? Math.max(1, Math.round(256 / w)) : 1;
   canvas.width = w * scale;
   canvas.height = h * scale;
   canvas.classList.toggle("smooth", smooth);
-  if (!images[view] || (stepsOnly && !isStep(r, frame))) return false;
-  const context = canvas.getContext("2d");
-  if (!smooth) {
-    context.drawImage(images[view], (stepsOnly ? frame - 1 : frame) * w, 0, w, h, 0, 0, w, h);
-    return true;
+  if ((stepsOnly && !isStep(r, frame)) || !isHere(r, view === "image" ? "x0" : view, frame)) {
+    return false;
   }
+  const context = canvas.getContext("2d");
   const [W, H] = [canvas.width, canvas.height];
   context.imageSmoothingEnabled = false;
-  context.drawImage(images.image, frame * w, 0, w, h, 0, 0, W, H);
+  // Until the decoder's picture is here, the clean latent's colours stand for it.
+  const base = smooth || view === "image" ? (isHere(r, "image", frame) ? "image" : "x0") : view;
+  const [v, u] = tileSize(base, r);
+  const place = stepsOnly && !smooth ? frame - 1 : frame;
+  context.drawImage(r.images[base], place * v, 0, v, u, 0, 0, W, H);
+  if (!smooth) return true;
   context.globalCompositeOperation = "saturation"; // take that of grey: no colour
   context.fillStyle = "#808080";
   context.fillRect(0, 0, W, H);
@@ -67,17 +74,20 @@ function paint(canvas, view, r, frame) {
   context.globalCompositeOperation = "multiply";
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
-  context.drawImage(light(images.words, r, frame), 0, 0, W, H);
+  context.drawImage(light(r.images.words, r, frame), 0, 0, W, H);
   return true;
 }
 
+// The index of the word that is shown. A run beside this one may have fewer words.
+const wordOf = (r) => Math.min(state.word, r.of.words.length - 1);
+
 // One tile of the attention sheet. Cut out first, so that scaling does not mix in its neighbours.
 function light(sheet, r, frame) {
-  const [w, h] = [sheet.width / r.steps_run, sheet.height / data.words.length];
+  const [w, h] = [sheet.width / r.steps_run, sheet.height / r.of.words.length];
   const tile = document.createElement("canvas");
   tile.width = w;
   tile.height = h;
-  tile.getContext("2d").drawImage(sheet, (frame - 1) * w, state.word * h, w, h, 0, 0, w, h);
+  tile.getContext("2d").drawImage(sheet, (frame - 1) * w, wordOf(r) * h, w, h, 0, 0, w, h);
   return tile;
 }
 
@@ -94,6 +104,7 @@ function times(sigma, other) {
 }
 
 function headline(r) {
+  if (reached(r) < 0) return r.failed ? "This run failed." : "The run at this strength starts.";
   if (state.frame === 0) return "This is the init image.";
   if (state.frame === last(r)) return r.steps_run ? `Finished, after ${steps(r.steps_run)}.`
     : "Finished.";
@@ -101,7 +112,8 @@ function headline(r) {
 }
 
 function story(r) {
-  const n = r.steps_run, d = skipped(r);
+  const n = r.steps_run, d = skipped(r), N = asked(r);
+  if (reached(r) < 0) return r.failed ?? "";
   if (state.frame === 0) {
     const begin = "Nothing has happened yet. ";
     if (!n) return begin + "At this strength nothing will: no step is run.";
@@ -140,7 +152,7 @@ function story(r) {
 
 // The text below the picture: what the current view shows.
 function about(r) {
-  const step = isStep(r, state.frame), [w, h] = data.latent;
+  const step = isStep(r, state.frame), [w, h] = r.of.latent;
   const end = state.frame === 0
     ? "Here: the encoded init image, without noise." : "Here: the end of the run, without noise.";
   switch (state.view) {
@@ -165,17 +177,19 @@ function about(r) {
         : "(eps). The network predicts noise only at steps."];
     }
     case "image":
+      if (!isHere(r, "image", state.frame)) return ["The clean latent,", "in the model\u2019s own " +
+        "colours. The decoder has not made a picture of it yet."];
       if (step) return ["The clean latent as a picture.", "The decoder turned it into pixels. " +
         "This would be the result if the run ended at this step."];
       return state.frame === 0
         ? ["The init image,", `encoded into a latent and decoded again, at ` +
-          `${data.size.join(" \u00d7 ")} pixels. This is the result at strength 0.`]
+          `${r.of.size.join(" \u00d7 ")} pixels. This is the result at strength 0.`]
         : ["The result,", "as minisd saves it."];
     default: {
-      if (!data.words.length) return ["Words.", "The prompt has no words."];
+      if (!r.of.words.length) return ["Words.", "The prompt has no words."];
       if (!step) return ["Attention to words.", "The network reads the prompt only at steps."];
       const share = r.shares[state.word][state.frame - 1];
-      return ["Attention", `to \u201c${data.words[state.word]}\u201d. Where it is bright, the ` +
+      return ["Attention", `to \u201c${r.of.words[state.word]}\u201d. Where it is bright, the ` +
         "network pays more attention to the word than elsewhere; where dark, less. The word has " +
         `${percent(share)} of all attention at this step. Much of the rest goes to the end of ` +
         "the prompt, which represents all of it."];
@@ -186,7 +200,7 @@ function about(r) {
 // ---- the ledger -------------------------------------------------------------------------------
 
 function ledger(r) {
-  const l = r.ledger, none = "\u2013", six = (x) => (x === null ? none : x.toFixed(6));
+  const l = r.ledger, N = asked(r), none = "\u2013", six = (x) => (x === null ? none : x.toFixed(6));
   const noisy = r.steps_run > 0 && l.sigma_added > 0;
   const called = l.sigma_expected !== null;
   return [
@@ -214,15 +228,16 @@ function ledger(r) {
 // ---- the curve --------------------------------------------------------------------------------
 
 function curve(r) {
+  const N = asked(r), sigmas = r.of.sigmas;
   const width = $("tiles").clientWidth, height = 118, top = 14, cell = width / (N + 2);
   if (!width) return;
-  const most = Math.sqrt(data.sigmas[0]);
+  const most = Math.sqrt(sigmas[0]);
   const X = (col) => ((col + 0.5) * cell).toFixed(1);
   // square roots: on a linear axis, low levels would look alike
   const Y = (sigma) => (height - (Math.sqrt(sigma) / most) * (height - top)).toFixed(1);
-  const points = data.sigmas.map((sigma, i) => `${X(i + 1)},${Y(sigma)}`);
+  const points = sigmas.map((sigma, i) => `${X(i + 1)},${Y(sigma)}`);
   const d = skipped(r), parts = [], labels = [];
-  for (const level of [1, 5, 10].filter((level) => level < data.sigmas[0] * 0.95)) {
+  for (const level of [1, 5, 10].filter((level) => level < sigmas[0] * 0.95)) {
     const even = level === 1 && width > 420;
     const label = `\u03c3 = ${level}${even ? ": as much noise as picture" : ""}`;
     parts.push(`<line class="grid" x1="0" x2="${width}" y1="${Y(level)}" y2="${Y(level)}"/>`);
@@ -236,10 +251,10 @@ function curve(r) {
     if (d) parts.push(`<polyline class="skipped" points="${points.slice(0, d + 1).join(" ")}"/>`);
     parts.push(`<polyline class="run" points="${path.join(" ")}"/>`);
   } else parts.push(`<polyline class="skipped" points="${points.join(" ")}"/>`);
-  const col = column(r, state.frame), level = state.frame > 0 ? data.sigmas[col - 1] : null;
+  const col = column(r, state.frame), level = state.frame > 0 ? sigmas[col - 1] : null;
   parts.push(`<line class="rule" x1="${X(col)}" x2="${X(col)}" y1="0" y2="${height}"/>`);
   if (r.steps_run) {
-    const sigma = data.sigmas[d], x = Number(X(d + 1)), y = Number(Y(sigma));
+    const sigma = sigmas[d], x = Number(X(d + 1)), y = Number(Y(sigma));
     const label = `${width > 420 ? "the run starts" : "start"}, \u03c3 = ${number(sigma)}`;
     const right = x < width - 7.2 * label.length;
     parts.push(`<circle class="start" cx="${x}" cy="${y}" r="5"/>`,
@@ -249,8 +264,8 @@ function curve(r) {
   parts.push(...labels);
   if (level !== null) parts.push(`<circle class="now" cx="${X(col)}" cy="${Y(level)}" r="4.5"/>`);
   $("curve").innerHTML = `<svg width="${width}" height="${height + 6}" role="img" ` +
-    `aria-label="The noise level at each step, falling from ${number(data.sigmas[0])} to ` +
-    `${number(data.sigmas[N])}. This run starts at ${number(data.sigmas[d])}.">` +
+    `aria-label="The noise level at each step, falling from ${number(sigmas[0])} to ` +
+    `${number(sigmas[N])}. This run starts at ${number(sigmas[d])}.">` +
     `${parts.join("")}</svg>`;
 }
 
@@ -260,6 +275,8 @@ const resultCells = [], tileCells = [], viewButtons = {};
 
 function cells(parent, count, into, choose) {
   parent.parentElement.style.setProperty("--n", count);
+  parent.replaceChildren();
+  into.length = 0;
   for (let i = 0; i < count; i++) {
     const cell = document.createElement("div"), canvas = document.createElement("canvas");
     cell.append(canvas);
@@ -269,24 +286,7 @@ function cells(parent, count, into, choose) {
   }
 }
 
-function build() {
-  const root = document.documentElement.style;
-  root.setProperty("--ratio", `${data.size[0]} / ${data.size[1]}`);
-  root.setProperty("--aspect", data.size[0] / data.size[1]);
-  $("prompt").textContent = data.prompt;
-  $("latent-size").textContent = `${data.latent.join(" \u00d7 ")} points of four numbers each, ` +
-    `for ${data.size.join(" \u00d7 ")} pixels.`;
-  $("facts").textContent = `${data.model}; sampler ${data.sampler}, schedule ${data.schedule}, ` +
-    `guidance ${data.guidance}, seed ${data.seed}; minisd ${data.version}. ` +
-    "Everything is in this file. It loads nothing from the network.";
-  $("command").textContent = data.command;
-
-  cells($("results"), data.runs.length, resultCells, (i) => setRun(i));
-  data.runs.forEach((r, i) => paint(resultCells[i].canvas, "image", r, last(r)));
-  $("strength").max = data.runs.length - 1;
-  cells($("tiles"), N + 2, tileCells, (col) => setColumn(col, false));
-  $("step").max = N + 1;
-
+function buildViews() {
   VIEWS.forEach(({ id, label, before }) => {
     if (before) {
       const sign = document.createElement("i");
@@ -301,34 +301,82 @@ function build() {
     $("views").append(button);
     viewButtons[id] = { button, canvas };
   });
-  data.words.forEach((word, i) => {
+}
+
+// What depends on `data`, but not on `state`.
+function build() {
+  const root = document.documentElement.style;
+  root.setProperty("--ratio", `${data.size[0]} / ${data.size[1]}`);
+  root.setProperty("--aspect", data.size[0] / data.size[1]);
+  $("latent-size").textContent = `${data.latent.join(" \u00d7 ")} points of four numbers each, ` +
+    `for ${data.size.join(" \u00d7 ")} pixels.`;
+  cells($("results"), data.runs.length, resultCells, (i) => setRun(i));
+  $("strength").max = data.runs.length - 1;
+  const columns = data.sigmas.length + 1;
+  cells($("tiles"), columns, tileCells, (col) => setColumn(col, false));
+  $("step").max = columns - 1;
+  $("words").replaceChildren(...data.words.map((word, i) => {
     const button = document.createElement("button");
     const name = document.createElement("span"), share = document.createElement("small");
     button.setAttribute("role", "radio");
     name.textContent = word;
     button.append(name, share);
     button.addEventListener("click", () => { state.word = i; show(); });
-    $("words").append(button);
-  });
+    return button;
+  }));
+}
+
+// The frame of another run that is like this one: an end, or the step nearest in noise level.
+function likeFrame(other, r, frame) {
+  if (frame <= 0) return 0;
+  if (frame === last(r) || !other.steps_run) return last(other);
+  const distance = (k) => Math.abs(Math.log(sigmaAt(other, k) / sigmaAt(r, frame)));
+  let best = 1;
+  for (let k = 2; k <= other.steps_run; k++) if (distance(k) < distance(best)) best = k;
+  return best;
+}
+
+// The settings of a run beside this one, as far as they differ.
+function differences(other, r) {
+  const values = (x) => ({ ...x.of, strength: x.strength });
+  const [a, b] = [values(other), values(r)];
+  const names = ["prompt", "strength", "steps", "sampler", "schedule", "guidance", "seed"];
+  const parts = names.filter((name) => a[name] !== b[name]).map((name) => `${name} ${a[name]}`);
+  if (other.of.drawing !== r.of.drawing) parts.unshift("another drawing");
+  return parts.join(", ") || "the same settings";
+}
+
+function placeName(r, frame) {
+  return frame <= 0 ? "The init image"
+    : frame === last(r) ? "The result" : `Step ${frame} of ${r.steps_run}`;
 }
 
 function show() {
-  const r = run(), playing = state.playing !== null;
+  const r = run(), N = asked(r), playing = state.playing !== null;
   const painted = state.comparing || paint($("stage"), state.view, r, state.frame);
   if (state.comparing) {
     const stage = $("stage");
     stage.classList.remove("smooth");
-    [stage.width, stage.height] = [initImage.width, initImage.height];
-    stage.getContext("2d").drawImage(initImage, 0, 0);
+    [stage.width, stage.height] = [data.initImage.width, data.initImage.height];
+    stage.getContext("2d").drawImage(data.initImage, 0, 0);
   }
   $("nothing").hidden = painted;
-  $("nothing-next").textContent =
-    r.steps_run ? "Move to a step." : "At strength 0 there are no steps.";
+  $("nothing-text").textContent = reached(r) < 0 ? "Nothing is here yet."
+    : "The network predicts nothing here.";
+  $("nothing-next").textContent = reached(r) < 0 ? ""
+    : r.steps_run ? "Move to a step." : "At strength 0 there are no steps.";
   const view = state.view === "words" && data.words.length ? `\u201c${data.words[state.word]}\u201d`
     : VIEWS.find((v) => v.id === state.view).label;
   $("tag").textContent = state.comparing || state.frame === 0 ? "the init image"
     : state.frame === last(r) ? "the result" : `${view} at step ${state.frame}`;
+  $("tag").hidden = reached(r) < 0 && !state.comparing;
   $("stage").setAttribute("aria-label", `${$("tag").textContent}, strength ${r.strength}`);
+  if (beside) {
+    const frame = likeFrame(beside, r, state.frame);
+    if (!paint($("other"), state.view, beside, frame)) paint($("other"), "image", beside, frame);
+    $("other-tag").textContent = placeName(beside, frame).toLowerCase();
+    $("other-settings").textContent = differences(beside, r);
+  }
 
   for (const [id, { button, canvas }] of Object.entries(viewButtons)) {
     paint(canvas, id, r, state.frame);
@@ -337,14 +385,15 @@ function show() {
   $("words").hidden = state.view !== "words";
   [...$("words").children].forEach((button, i) => {
     button.setAttribute("aria-checked", i === state.word);
-    const step = isStep(r, state.frame);
-    button.lastChild.textContent = step ? percent(r.shares[i][state.frame - 1]) : "";
+    const share = r.shares[i]?.[state.frame - 1];
+    button.lastChild.textContent = share === undefined ? "" : percent(share);
   });
-  const [bold, rest] = about(r), strong = document.createElement("b");
+  const [bold, rest] = reached(r) < 0 ? ["", ""] : about(r), strong = document.createElement("b");
   strong.textContent = bold;
   $("about").replaceChildren(strong, " " + rest);
 
-  $("narration").setAttribute("aria-live", playing ? "off" : "polite");
+  const isMoving = playing || reached(r) < last(r);
+  $("narration").setAttribute("aria-live", isMoving ? "off" : "polite");
   $("headline").textContent = headline(r);
   $("story").textContent = story(r);
 
@@ -354,26 +403,32 @@ function show() {
   $("strength-means").textContent = r.steps_run
     ? `${r.steps_run} of ${steps(N)} run, noise ${number(sigmaAt(r, 1))} times the init image`
     : `0 of ${steps(N)} run, no noise added`;
-  resultCells.forEach(({ cell }, i) => cell.classList.toggle("here", i === state.run));
+  resultCells.forEach(({ cell, canvas }, i) => {
+    const other = data.runs[i];
+    cell.classList.toggle("here", i === state.run);
+    const isDone = reached(other) === last(other) && isHere(other, "image", last(other));
+    // A finished run's picture is painted once.
+    if (!isDone || canvas.dataset.painted !== "yes") paint(canvas, "image", other, last(other));
+    canvas.dataset.painted = isDone ? "yes" : "no";
+  });
 
   const col = column(r, state.frame);
   $("step").value = col;
-  const place = state.frame === 0 ? "The init image"
-    : state.frame === last(r) ? "The result" : `Step ${state.frame} of ${r.steps_run}`;
+  const place = placeName(r, state.frame);
   $("step").setAttribute("aria-valuetext", place);
   $("step-value").textContent = place;
   tileCells.forEach(({ cell, canvas }, i) => {
     const frame = frameAt(r, i), wasSkipped = i > 0 && frame < 1;
     cell.classList.toggle("skipped", wasSkipped);
     cell.dataset.step = i;
-    cell.classList.toggle("here", i === col);
+    cell.classList.toggle("here", i === col && frame <= reached(r));
     if (!wasSkipped && !paint(canvas, state.view, r, frame)) paint(canvas, "image", r, frame);
   });
   brackets(r);
   curve(r);
 
   $("ledger-strength").textContent = r.strength;
-  $("ledger").replaceChildren(...ledger(r).map(([term, value, means]) => {
+  $("ledger").replaceChildren(...(r.ledger ? ledger(r) : []).map(([term, value, means]) => {
     const row = document.createElement("div");
     for (const [tag, text] of [["dt", term], ["dd", value], ["dd", means]]) {
       const part = document.createElement(tag);
@@ -387,7 +442,7 @@ function show() {
 }
 
 function brackets(r) {
-  const cell = $("tiles").clientWidth / (N + 2);
+  const cell = $("tiles").clientWidth / (asked(r) + 2);
   const part = (name, from, count, word) => {
     if (!count) return [];
     const span = document.createElement("span"), room = cell * count;
@@ -414,11 +469,13 @@ function setRun(i) {
   if (place === "start") state.frame = 0;
   else if (place === "end") state.frame = last(r);
   else state.frame = Math.max(1, frameAt(r, col));
+  state.frame = Math.max(0, Math.min(reached(r), state.frame));
   show();
+  onRun();
 }
 
 function setFrame(frame) {
-  state.frame = Math.max(0, Math.min(last(run()), frame));
+  state.frame = Math.max(0, Math.min(reached(run()), frame));
   show();
 }
 
@@ -443,10 +500,10 @@ function pause() {
 }
 
 function play() {
-  if (state.frame === last(run())) state.frame = 0;
+  if (state.frame === reached(run())) state.frame = 0;
   const next = () => {
-    state.frame += 1;
-    const more = state.frame < last(run());
+    state.frame = Math.min(reached(run()), state.frame + 1);
+    const more = state.frame < reached(run());
     state.playing = more ? setTimeout(next, Math.max(180, 6000 / (run().steps_run + 2))) : null;
     show();
   };
@@ -474,7 +531,8 @@ function toggleTheme() {
 }
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !data) return;
+  if (event.target.closest("input:not([type=range]), select, textarea, .own-keys")) return;
   const act = {
     ArrowRight: () => { pause(); setFrame(state.frame + 1); },
     ArrowLeft: () => { pause(); setFrame(state.frame - 1); },
@@ -516,28 +574,14 @@ function listen() {
   document.addEventListener("click", (event) => {
     if (event.detail > 0) event.target.closest("button")?.blur();
   });
-  $("figure").addEventListener("pointerdown", () => compare(true));
+  $("figure").addEventListener("pointerdown", () => { if (data) compare(true); });
   for (const name of ["pointerup", "pointercancel", "pointerleave"]) {
     $("figure").addEventListener(name, () => compare(false));
   }
   $("figure").addEventListener("contextmenu", (event) => event.preventDefault());
-  new ResizeObserver(() => { brackets(run()); curve(run()); }).observe($("tiles"));
+  new ResizeObserver(() => {
+    if (!data) return;
+    brackets(run());
+    curve(run());
+  }).observe($("tiles"));
 }
-
-async function start() {
-  initImage = await load(data.init_image);
-  await Promise.all(data.runs.flatMap((r, i) =>
-    Object.entries(r.sheets).map(async ([view, uri]) => { sheets[i][view] = await load(uri); })));
-  const first = sheets[0].image, tiles = last(data.runs[0]) + 1;
-  imageTile = [first.width / tiles, first.height];
-  const distance = (r) => Math.abs(r.strength - 0.7);
-  state.run = data.runs.reduce(
-    (best, r, i) => (distance(r) < distance(data.runs[best]) ? i : best), 0);
-  state.frame = last(run());
-  build();
-  listen();
-  show();
-  document.documentElement.dataset.ready = "yes";
-}
-
-start();

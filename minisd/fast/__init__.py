@@ -9,14 +9,28 @@
     fast.work_in_strips(sd)  # large pictures: the autoencoder works on a few rows at a time
     fast.keep_memory()       # Linux: a tenth faster or more, for 0.5 GB or more
 
-On a GPU, and for many pictures of one size, there is `fast.compile(sd)`: PyTorch's own compiler.
+In place of these, `fast.use_openvino(sd)` lets another engine compute the networks on a CPU.
+
+`fast.tune(sd)` chooses among them, as the command line does. On a GPU, and for many pictures of one
+size, there is `fast.compile(sd)`: PyTorch's own compiler.
 
 None of them changes the arithmetic. Sums may run in another order, so results differ by rounding.
 """
 
 from minisd.fast.compiled import compile
 from minisd.fast.memory import give_back, keep_memory
+from minisd.fast.openvino import use_openvino
 from minisd.fast.packed import can_pack, pack
 from minisd.fast.strips import work_in_strips
+from minisd.fast.tuned import tune
 
-__all__ = ["can_pack", "compile", "give_back", "keep_memory", "pack", "work_in_strips"]
+__all__ = [
+    "can_pack",
+    "compile",
+    "give_back",
+    "keep_memory",
+    "pack",
+    "tune",
+    "use_openvino",
+    "work_in_strips",
+]

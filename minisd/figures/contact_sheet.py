@@ -27,17 +27,14 @@ def sweep_sheet(
     Across: the first axis along which the recipes differ. Down: the other axes together.
     """
     across, *down = differing(recipes) or AXES[1:2]
-    columns = list(dict.fromkeys(getattr(recipe, across) for recipe in recipes))
-    heads = {}
+    heads = list(dict.fromkeys(describe(recipe, [across]) for recipe in recipes))
     rows: dict[str, list[Cell]] = {}
     for recipe, image in zip(recipes, images, strict=True):
-        value = getattr(recipe, across)
-        heads[value] = describe(recipe, [across])
-        label = describe(recipe, down).replace(", ", "\n")
-        cells = rows.setdefault(label, [None] * len(columns))
-        cells[columns.index(value)] = resized(image, tile)
+        label = "\n".join(describe(recipe, [axis]) for axis in down)
+        cells = rows.setdefault(label, [None] * len(heads))
+        cells[heads.index(describe(recipe, [across]))] = resized(image, tile)
     corner = "" if init_image is None else resized(init_image, tile)
-    lines: list[list[Cell]] = [[corner, *(heads[value] for value in columns)]]
+    lines: list[list[Cell]] = [[corner, *heads]]
     lines += [[label, *cells] for label, cells in rows.items()]
     title = text_image(caption(recipes), 12, PALE)
     return column([title, table(lines, x=CENTRE)], gap=0, margin=10)

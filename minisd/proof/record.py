@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from minisd.exact_mode import is_exact
+from minisd.fast.openvino import engine_of
 from minisd.images import open_image
 from minisd.recipes import Job, Recipe
 from minisd.recipes.dream import dream_line
@@ -55,6 +56,7 @@ ENTRIES: Mapping[str, type] = {
     "instructions": str,  # the widest that torch uses, such as AVX512
     "device": str,
     "dtype": str,
+    "engine": str,  # what computed the networks, if not torch
     "threads": int,
     "batch": int,  # how many pictures were drawn together
     "exact": bool,
@@ -84,6 +86,7 @@ def record_of(
         "ema": model.ema,
         "prediction": model.prediction,
         **environment(job.sd.device, model.dtype),
+        "engine": engine_of(job.sd),
         "batch": 1 if seeds is None or isinstance(seeds, int) else len(seeds),
     }
     return {name: entry for name, entry in entries.items() if entry not in (None, "")}

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from minisd.exact_mode import exact, is_exact
+from minisd.fast.openvino import engine_of
 from minisd.images import Picture, open_image
 from minisd.proof.record import environment, picture_hash, read_enclosures, read_record
 from minisd.recipes import Job, Recipe, prepare
@@ -43,6 +44,7 @@ CHANGES = (
     ("mask", "another mask"),
     ("minisd", "another version of minisd: {now}, and it was {then}"),
     ("dtype", "another dtype: {now}, and it was {then}"),
+    ("engine", "another engine: {now}, and it was {then}"),
     ("exact", "exact mode: now {now}, and it was {then}"),
     ("device", "another device: {now}, and it was {then}"),
     ("torch", "another version of torch: {now}, and it was {then}"),
@@ -186,6 +188,7 @@ def facts_now(job: Job, sd: StableDiffusion, model: Model | None) -> dict[str, A
         "mask": picture_hash(job.mask),
         "batch": 1,
         "ema": sd.ema,
+        "engine": engine_of(sd) or "torch",
     }
     if model is not None:
         facts |= {"checkpoint": model.sha256, "prediction": model.prediction or "eps"}
@@ -197,7 +200,7 @@ def changes(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What the record says otherwise, in words, the gravest first."""
     if not record:
         return ["it has no record of the files and the machine that drew it"]
-    then = {"autoencoder": "the checkpoint's own", "prediction": "eps", **record}
+    then = {"autoencoder": "the checkpoint's own", "prediction": "eps", "engine": "torch", **record}
     causes = []
     for name, words in CHANGES:
         differs = name in then and name in now and then[name] != now[name] is not None

@@ -1,160 +1,30 @@
-"""Many jobs, drawn in batches into a folder, where an interrupted sweep can be continued.
+"""Drawing several recipes at the same time, and how they are put into batches."""
 
-The jobs share everything but the values of axes.py, so the text and the init image are encoded
-once. Each run's ledger is checked. A picture that is in the folder is not drawn again.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.files import is_taken, png_bytes, write_file
 from minisd.observe.finite import stop_at_nan
 from minisd.observe.ledger import Ledger
 from minisd.observe.plan import plan
 from minisd.observe.watch import together
-from minisd.recipes.metadata import Model
-from minisd.recipes.recipe import DIALECTS, Job, Recipe, name_of
+from minisd.recipes.recipe import DIALECTS, Job, Recipe
 from minisd.run import Result, encode
 from minisd.sweeps.axes import file_word
 from minisd.sweeps.lockstep import lockstep
 
 BATCH = 16  # pictures of 64x64 pixels; fewer of larger ones
-NOTES = "sweep.json"
 
 
 def file_name(recipe: Recipe) -> str:
     strength = "" if recipe.image is None else f"f{recipe.strength:.12g}-"
-    return f"{strength}s{recipe.steps}-{file_word(recipe.sampler)}-S{recipe.seed}.png"
-
-
-# ---- the folder ----------------------------------------------------------------------------------
-
-
-def read_notes(folder: Path) -> dict[str, Any]:
-    """What an earlier sweep noted of itself; empty if there was none. Raises ValueError."""
-    path, notes = folder / NOTES, None
-    if not is_taken(path):
-        return {}
-    if path.is_file() and not path.is_symlink():
-        try:
-            notes = json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            pass
-    if not isinstance(notes, dict) or "seed" not in notes:
-        raise ValueError(f"{path} was not written by a sweep: choose another folder")
-    return notes
-
-
-def check_files(folder: Path, names: Sequence[str]) -> None:
-    """Check the names of the files that a sweep writes, before anything is drawn.
-
-    Raises ValueError if two are the same, or if the folder holds a file of such a name that no
-    sweep wrote. Raises OSError for a name that is too long.
-    """
-    if len(set(names)) < len(names):
-        raise ValueError("two runs of the sweep have the same file name: rename one sampler")
-    notes = read_notes(folder)
-    files = notes.get("files", names if notes else [])  # sweeps of older versions noted no files
-    for name in names:
-        if is_taken(folder / name) and name not in files:
-            raise ValueError(
-                f"{folder / name} exists, and no sweep wrote it: choose another folder"
-            )
-
-
-def claim(folder: Path, job: Job, model: Model, names: Sequence[str]) -> None:
-    """Note the sweep's settings in its folder, and the names of the files that it writes.
-
-    job is the sweep's first. Raises ValueError if the folder holds another sweep.
-    """
-    notes, shared = read_notes(folder), shared_settings(job, model)
-    is_first = not notes
-    files, seed = notes.pop("files", []), notes.pop("seed", job.recipe.seed)
-    differ = [key for key in {**shared, **notes} if notes.get(key) != shared.get(key)]
-    if differ and not is_first:
-        settings = " and ".join(differ)
-        raise ValueError(f"{folder} holds a sweep with another {settings}: choose another folder")
-    shared |= {"seed": seed, "files": sorted({*files, *names})}
-    data = json.dumps(shared, indent=1).encode()
-    try:
-        write_file(folder / NOTES, data, lambda _: not is_first and bool(read_notes(folder)))
-    except FileExistsError:  # another process has started a sweep here at the same time
-        claim(folder, job, model, names)
-
-
-def shared_settings(job: Job, model: Model) -> dict[str, Any]:
-    """The settings that all jobs of a sweep share, as JSON can hold them."""
-    recipe, plain = job.recipe, Recipe("")
-    settings = {
-        "prompt": recipe.prompt,
-        "guidance": recipe.guidance if not callable(recipe.guidance) else name_of(recipe.guidance),
-        "schedule": recipe.schedule and name_of(recipe.schedule),
-        "size": list(job.size),
-        "init": picture_hash(job.image),
-        "model": model.name,
-        "checkpoint": model.sha256,
-        "dtype": model.dtype,
-    }
-    if recipe.guidance_rule:
-        settings["guidance_rule"] = recipe.guidance_rule
-    if job.mask is not None:
-        settings["mask"] = picture_hash(job.mask)
-    if job.sd.vae_path is not None:
-        settings["vae"] = job.sd.vae_path.name
-    if job.sd.ema:
-        settings["ema"] = True
-    for name in ("dialect", "negative_prompt", "paste", "normalize", "variations", "options"):
-        if (value := getattr(recipe, name)) != getattr(plain, name):
-            settings[name] = repr(value)
-    return settings
-
-
-def picture_hash(picture: Image.Image | Tensor | None) -> str | None:
-    if picture is None:
-        return None
-    values = picture.cpu().numpy() if isinstance(picture, Tensor) else picture
-    return hashlib.sha256(values.tobytes()).hexdigest()
-
-
-# ---- drawing -------------------------------------------------------------------------------------
-
-
-def draw_missing(
-    jobs: Sequence[Job],
-    folder: Path,
-    texts_of: Callable[[Job], Mapping[str, str]],
-    batch: int | None = None,
-    refuse: bool = True,
-) -> Iterator[int]:
-    """Draw the jobs whose pictures are not in the folder, and write them, the longest runs first.
-
-    texts_of: the text chunks of a job's picture. Yields the number of pictures drawn, after each
-    batch. Raises NoiseMismatch if a run's ledger refuses it; with refuse=False it warns.
-    """
-    missing = [job for job in jobs if not (folder / file_name(job.recipe)).exists()]
-    if not missing:
-        return
-    missing.sort(key=n_calls, reverse=True)
-    width, height = missing[0].size
-    batch = batch or max(1, BATCH * 64 * 64 // (width * height))
-    latent = encoded_image(missing[0])
-    for i in range(0, len(missing), batch):
-        group = [replace(job, image=latent) for job in missing[i : i + batch]]
-        for job, result in zip(group, draw_together(group, refuse), strict=True):
-            data = png_bytes(result.image, texts_of(job))
-            try:
-                write_file(folder / file_name(job.recipe), data)
-            except FileExistsError:
-                pass  # another process of the same sweep has drawn it
-        yield len(group)
+    return f"{strength}s{recipe.steps}-{file_word(recipe.sampler)[:60]}-S{recipe.seed}.png"
 
 
 def encoded_image(job: Job) -> Image.Image | Tensor | None:
@@ -165,31 +35,98 @@ def encoded_image(job: Job) -> Image.Image | Tensor | None:
         return encode(job.sd, job.image)
 
 
-def n_calls(job: Job) -> int:
-    recipe = job.recipe
+def check_names(recipes: Sequence[Recipe]) -> None:
+    """Raises ValueError or OSError for a name or an option that is not there."""
+    checked = set()
+    for recipe in recipes:
+        names = (recipe.sampler, recipe.schedule, recipe.guidance, recipe.guidance_rule)
+        kind = repr((names, recipe.dialect, recipe.options, bool(recipe.image)))
+        if kind not in checked or recipe.dialect != "minisd":
+            recipe.functions()
+        checked.add(kind)
+
+
+# ---- which recipes are drawn together ------------------------------------------------------------
+
+
+def levels_of_run(recipe: Recipe) -> tuple[list[float], int]:
+    """The levels of the run, and its calls of the network (for dialects: its steps)."""
     if dialect := DIALECTS[recipe.dialect]:
-        return len(dialect.sigmas(recipe))
-    strength = 1 if job.image is None else recipe.strength
-    return plan(recipe.steps, strength, recipe.sampler, recipe.schedule).calls
+        sigmas = dialect.sigmas(recipe)
+        return sigmas, len(sigmas) - 1
+    strength = 1.0 if recipe.image is None else recipe.strength
+    return planned(recipe.steps, strength, recipe.sampler, recipe.schedule)
+
+
+@cache
+def planned(steps: int, strength: float, sampler: Any, schedule: Any) -> tuple[list[float], int]:
+    run = plan(steps, strength, sampler, None if schedule == "file" else schedule)
+    return run.sigmas[run.steps_skipped :] if run.steps_run else [0.0], run.calls
+
+
+def batches(recipes: Sequence[Recipe], size: int) -> Iterator[list[int]]:
+    """The recipes' numbers in batches of up to `size`, the longest runs first.
+
+    The recipes of a batch have one size, so that the network can evaluate their calls together.
+    Those that differ in the seed alone follow each other.
+    """
+
+    def place(i: int) -> tuple:
+        recipe = recipes[i]
+        return (-levels_of_run(recipe)[1], repr(replace(recipe, seed=None)), i)
+
+    groups: dict[str, list[int]] = {}
+    for i, recipe in enumerate(recipes):
+        shape = (recipe.image, recipe.mask, recipe.width, recipe.height, recipe.fit)
+        kind = repr((*shape, recipe.dialect, recipe.schedule == "file"))
+        groups.setdefault(kind, []).append(i)
+    parts = []
+    for group in groups.values():
+        order = sorted(group, key=place)
+        parts += [order[i : i + size] for i in range(0, len(order), size)]
+    yield from sorted(parts, key=lambda part: place(part[0])[0])
+
+
+# ---- drawing -------------------------------------------------------------------------------------
 
 
 def draw_together(jobs: Sequence[Job], refuse: bool = True) -> list[Result]:
     """The jobs' results. They share one model, whose calls are evaluated in batches."""
+    return [result for result, _ in draw_measured(jobs, refuse)]
 
-    def run_of(job: Job) -> Callable[[nn.Module], Result]:
-        def run(network: Any) -> Result:
-            sd = replace(job.sd, unet=network)
+
+def draw_measured(jobs: Sequence[Job], refuse: bool = True) -> list[tuple[Result, int]]:
+    """The jobs' results, one picture each, and how often each run called the network.
+
+    Jobs that differ in the seed alone are one run of img2img with a list of seeds.
+    """
+    runs: dict[str, list[int]] = {}
+    for i, job in enumerate(jobs):
+        alone = DIALECTS[job.recipe.dialect] is not None or not isinstance(job.recipe.seed, int)
+        rest = repr(replace(job.recipe, seed=i if alone else None))
+        runs.setdefault(f"{rest} {id(job.image)} {id(job.context)}", []).append(i)
+
+    def run_of(numbers: list[int]) -> Callable[[nn.Module], tuple[Result, int]]:
+        job = jobs[numbers[0]]
+        if len(numbers) > 1:
+            seeds = [jobs[i].recipe.seed for i in numbers]
+            job = replace(job, recipe=replace(job.recipe, seed=seeds))
+
+        def run(network: Any) -> tuple[Result, int]:
+            sd = copy.copy(job.sd)
+            sd.unet = network
             spoken = DIALECTS[job.recipe.dialect] is not None
             with Ledger(sd, refuse, spoken) as ledger:
-                return replace(job, sd=sd).draw(together(stop_at_nan(job.sd), ledger))
+                result = replace(job, sd=sd).draw(together(stop_at_nan(job.sd), ledger))
+            return result, ledger.calls
 
         return run
 
-    unet, runs = jobs[0].sd.unet, [run_of(job) for job in jobs]
-    return [runs[0](unet)] if len(runs) == 1 else lockstep(unet, runs)
-
-
-def check_names(recipes: Sequence[Recipe]) -> None:
-    """Raises ValueError or OSError for a name or an option that is not there."""
-    for recipe in recipes:
-        recipe.functions()
+    unet, functions = jobs[0].sd.unet, [run_of(numbers) for numbers in runs.values()]
+    results = [functions[0](unet)] if len(runs) == 1 else lockstep(unet, functions)
+    parts: dict[int, tuple[Result, int]] = {}
+    for numbers, (result, calls) in zip(runs.values(), results, strict=True):
+        for k, i in enumerate(numbers):
+            image, latent, seed = result.images[k], result.latent[k : k + 1], result.seeds[k]
+            parts[i] = Result([image], latent, [seed]), calls
+    return [parts[i] for i in range(len(jobs))]

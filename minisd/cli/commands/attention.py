@@ -22,7 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to draw; [words in brackets] are avoided")
     switches.add_recipe_switches(parser)
     switches.add_folder_switch(parser)
-    switches.add_model_switches(parser)
+    switches.add_model_switches(
+        parser,
+        torch_only="attention maps need the network's layers, and openvino runs it as a whole",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """`minisd explore PROMPT -I FILE`: the explorer page of an init image."""
 
 import argparse
-import shlex
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +9,18 @@ from tqdm import tqdm
 
 from minisd.cli import switches
 from minisd.cli.studio import Studio, memory_to_draw
-from minisd.explorer.page import make_page
+from minisd.explorer.page import STRENGTHS, explore_command, make_page
 from minisd.explorer.runs import draw_all, prompt_texts
 from minisd.files import beside, check_file, check_folder, open_folder, write_first, write_named
 from minisd.images import is_transparent, open_image
 from minisd.recipes import DIALECTS, Recipe, prepare
 from minisd.recipes.dream import BY_FIELD, between, option_value
-from minisd.recipes.recipe import OWN, name_of, option_text
 from minisd.run import Event
 from minisd.samplers import Step
 from minisd.schedule import start_index
 
 HELP = "make a page that shows an init image at every strength, step by step"
 PAGE = "explorer.html"
-STRENGTHS = [round(i / 10, 1) for i in range(11)]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS)  # fmt: skip
     text = f"the page ({PAGE}, then explorer-2.html, ...)"
     add("-o", "--output", metavar="FILE.html", help=text)
-    switches.add_model_switches(parser)
+    switches.add_model_switches(
+        parser,
+        torch_only="the explorer needs the network's layers, and openvino runs it as a whole",
+    )
 
 
 def strength_list(text: str) -> list[float]:
@@ -91,32 +91,9 @@ def run(args: argparse.Namespace) -> int:
             if isinstance(event, Step):
                 bar.update()
 
-        page = make_page(job, draw_all(job, args.strengths, observe), command(recipe, args))
+        command = explore_command(recipe, args.strengths, args.model, args.dtype)
+        page = make_page(job, draw_all(job, args.strengths, observe), command)
     data = page.encode("utf-8", "replace")
     path = write_first(beside(Path(PAGE)), data) if path is None else write_named(path, data)
     print(f"{path}: {len(args.strengths)} strengths, {total} steps, {len(page) / 1e6:.2f} MB")
     return 0
-
-
-def command(recipe: Recipe, args: argparse.Namespace) -> str:
-    """The shell line that makes the same page again."""
-    assert recipe.image is not None
-    words = ["-I", Path(recipe.image).name, "-s", f"{recipe.steps}", "-S", f"{recipe.seed}"]
-    words += ["-C", name_of(recipe.guidance)]
-    words += ["--guidance-rule", recipe.guidance_rule] if recipe.guidance_rule else []
-    words += ["-A", name_of(recipe.sampler)]
-    if args.strengths != STRENGTHS:
-        words += ["-f", ",".join(f"{strength:g}" for strength in args.strengths)]
-    if recipe.schedule:
-        words += ["--schedule", name_of(recipe.schedule)]
-    words += ["--dialect", recipe.dialect] if recipe.dialect != OWN else []
-    words += ["--negative", recipe.negative_prompt] if recipe.negative_prompt else []
-    for option, value in recipe.options.items():
-        words += ["--set", f"{option}={option_text(value)}"]
-    for switch, side in (("-W", recipe.width), ("-H", recipe.height)):
-        words += [switch, f"{side}"] if side else []
-    words += ["--model", Path(args.model).name] if args.model else []
-    words += ["--dtype", args.dtype] if args.dtype != "float32" else []
-    prompt = recipe.prompt
-    words = [*words, "--", prompt] if prompt.startswith("-") else [prompt, *words]
-    return shlex.join(["minisd", "explore", *words])

@@ -77,7 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--schedule", metavar="NAME", default="karras", help=text)
     seed = number(between(0, 2**32 - 1, int))
     add("-S", "--seed", metavar="N", type=seed, default=0, help="seed of the noise (0)")
-    switches.add_model_switches(parser)
+    switches.add_model_switches(
+        parser, torch_only="the lab's measurements are compared with those of torch"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,358 @@
+"""minisd.fast.use_openvino: the same numbers from another engine, its files, and what it refuses."""
+
+import ast
+import copy
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import minisd
+from minisd import fast
+from minisd.checkpoint.training_schedule import TrainingSchedule
+from minisd.checkpoint.v_prediction import VPredictionUNet
+from minisd.cli.main import main
+from minisd.fast import openvino as engine
+from minisd.guidance import Guided
+from minisd.observe.attention_maps import AttentionMaps
+from minisd.observe.ledger import Ledger
+from minisd.observe.trace import Trace
+from minisd.observe.watch import together
+from minisd.samplers import k_lms
+from minisd.schedule import SCHEDULES, start_index
+
+from .conftest import golden
+from .small_model import small_model
+from .test_golden import CALL, TRAJECTORY, assert_close
+
+pytest.importorskip("openvino", reason="needs openvino: pip install '.[openvino]'")
+
+PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (16, 24, 3), np.uint8))
+# Rounding of a call, and of a run of a few steps: another order of sums in float32.
+ROUNDING, OF_RUN = 1e-5, 1e-4
+
+
+def apart(a, b):
+    """The largest difference, as a share of the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def inputs(sd, batch=2, side=8, same=False, seed=1):
+    x = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(seed))
+    words = torch.cat([sd.text_states(word) for word in ("", "fire", "water", "tea")])
+    return x[:1].repeat(batch, 1, 1, 1) if same else x, torch.full((batch,), 701.5), words[:batch]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module")
+def compiled(folder):
+    sd = small_model()
+    fast.use_openvino(sd, folder=folder)
+    return sd
+
+
+@pytest.fixture
+def used(tmp_path):
+    """A function that makes a decoder with the engine, in one folder, and returns its lines."""
+
+    def use(sd=None, size=8):
+        sd, lines = sd or small_model(), []
+        fast.use_openvino(sd, lines.append, tmp_path)
+        result = sd.vae.decode(torch.ones(1, 4, size, size))
+        return [line.split()[0] for line in lines], result
+
+    return use
+
+
+# ---- the numbers ---------------------------------------------------------------------------------
+
+
+def test_golden_values(tiny_path, folder):
+    """The values of the original implementations, within the tolerances of PyTorch's own engine."""
+    sd, (values, facts) = minisd.load(tiny_path), golden("tiny")
+    facts = {key: ast.literal_eval(text) for key, text in facts.items()}
+    fast.use_openvino(sd, folder=folder)
+    eps = sd.unet(values["unet.x"], values["unet.t"], values["unet.context"])
+    assert_close(eps, values["unet.eps"], CALL)
+    assert_close(sd.vae.moments(values["vae.image"]), values["vae.moments"], CALL)
+    assert_close(sd.vae.decode(0.18215 * values["vae.latent"]), values["vae.decoded"], CALL)
+
+    sigmas = SCHEDULES["karras"](facts["steps"])[start_index(facts["steps"], 0.7) :]
+    x = values["img2img.init_latent"] + sigmas[0] * values["img2img.noise"]
+    states = values["img2img.context"], values["img2img.uncond"]
+    steps = list(k_lms(Guided(sd.unet, *states, facts["scale"]), x, sigmas))
+    for step, expected in zip(steps, values["img2img.k_lms.karras.0.7.denoised"], strict=True):
+        assert_close(step.x0[0], expected, TRAJECTORY)
+    assert_close(sd.vae.decode(steps[-1].x_next), values["img2img.decoded"], TRAJECTORY)
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_batches_and_halves(plain, compiled, batch, same):
+    call = inputs(plain, batch, same=same)
+    assert apart(compiled.unet(*call), plain.unet(*call)) <= ROUNDING
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+def test_bfloat16_is_as_exact_as_torchs(folder, side):
+    """At a side of 4 the model has layers of as many places as heads, which OpenVINO mixes up."""
+    exact, torchs, compiled = (small_model() for _ in range(3))
+    for sd in (torchs, compiled):
+        sd.unet.bfloat16()
+        sd.vae.bfloat16()
+    fast.use_openvino(compiled, folder=folder)
+    for same in (False, True):
+        call = inputs(exact, side=side, same=same)
+        right, torch_error = exact.unet(*call), torchs.unet(*call) - exact.unet(*call)
+        error = compiled.unet(*call) - right
+        assert 1e-3 * right.norm() < error.norm() <= 1.5 * torch_error.norm()
+
+
+def test_v_prediction_and_a_schedule_of_its_own(plain, folder):
+    """The network is compiled, the conversion to eps is minisd's: it follows a copy's schedule."""
+    sd, other = small_model(), small_model()
+    for each in (sd, other):
+        each.unet.__class__ = VPredictionUNet
+    fast.use_openvino(sd, folder=folder)
+    assert isinstance(sd.unet, VPredictionUNet)
+    call = inputs(plain)
+    assert apart(sd.unet(*call), other.unet(*call)) <= ROUNDING
+    levels = TrainingSchedule([0.99 * 0.995**i for i in range(1000)]).log_sigmas
+    copies = [copy.copy(each.unet) for each in (sd, other)]
+    for unet in copies:
+        unet.log_sigmas = levels
+    assert apart(copies[0](*call), copies[1](*call)) <= ROUNDING
+    assert apart(copies[0](*call), sd.unet(*call)) > 0.01
+
+
+def test_observers_see_the_same_run(plain, compiled):
+    """Ledger, trace, a list of seeds, inpainting: everything around the networks is unchanged."""
+    mask = Image.new("L", PICTURE.size, 255)
+    mask.paste(0, (0, 0, 12, 16))
+    results = []
+    for sd in (plain, compiled):
+        with Ledger(sd) as ledger, Trace(sd) as trace:
+            settings = {"steps": 4, "strength": 0.5, "observe": together(ledger, trace)}
+            run = minisd.img2img(sd, "fire", PICTURE, seed=[1, 2], **settings)
+        assert ledger.calls == 2
+        painted = minisd.inpaint(sd, "fire", PICTURE, mask, steps=2, seed=3)
+        results.append((ledger, trace, run, painted))
+    (a, trace_a, run_a, painted_a), (b, trace_b, run_b, painted_b) = results
+    assert a.line() == b.line()
+    for step, other in zip(trace_a.steps, trace_b.steps, strict=True):
+        for name in ("x", "eps", "eps_cond", "eps_uncond", "x_in"):
+            assert apart(getattr(other, name), getattr(step, name)) <= OF_RUN
+    assert apart(run_b.latent, run_a.latent) <= OF_RUN
+    assert apart(painted_b.latent, painted_a.latent) <= OF_RUN
+
+
+def test_threads_follow_torch(folder):
+    sd = small_model()
+    fast.use_openvino(sd, folder=folder)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            sd.vae.decode(torch.ones(1, 4, 8, 8))
+        finally:
+            torch.set_num_threads(1)
+        *_, last = sd.vae.to_image.compiled.values()
+        assert last.get_property("INFERENCE_NUM_THREADS") == threads
+
+
+def test_the_size_of_what_stays_compiled(monkeypatch, folder):
+    sd = small_model()
+    fast.use_openvino(sd, folder=folder)
+    monkeypatch.setattr(engine, "MOST_BYTES", 2 * sd.vae.to_image.size)
+    for side in (4, 8, 4, 12):
+        sd.vae.decode(torch.ones(1, 4, side, side))
+    assert [key[1][-1] for key in sd.vae.to_image.compiled] == [4, 12]
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def test_a_network_is_converted_once(used):
+    expected = small_model().vae.decode(torch.ones(1, 4, 8, 8))
+    assert used()[0] == ["converting", "compiling"]
+    lines, result = used()
+    assert lines == ["compiling"] and apart(result, expected) <= ROUNDING
+    assert used(size=12)[0] == ["compiling"]
+
+
+def test_other_weights_and_settings_are_other_networks(used, tmp_path):
+    used()
+    changed = small_model()
+    changed.vae.decoder.conv_out.bias[1] += 1
+    expected = changed.vae.decode(torch.ones(1, 4, 8, 8))
+    lines, result = used(changed)
+    assert lines[0] == "converting" and apart(result, expected) <= ROUNDING
+    changed = small_model()
+    changed.vae.decoder.norm_out.eps = 1e-3
+    assert used(changed)[0][0] == "converting"
+    changed = small_model()
+    changed.unet.bfloat16()
+    changed.vae.bfloat16()
+    assert used(changed)[0][0] == "converting"
+    assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == 4
+
+
+@pytest.mark.parametrize("harm", ["a changed weight", "weights cut off", "graph cut off", "no bin"])
+def test_a_broken_file_is_made_again(used, tmp_path, harm):
+    _, expected = used()
+    (graph,), (weights,) = tmp_path.glob("*.xml"), tmp_path.glob("*.bin")
+    data = bytearray(weights.read_bytes())
+    if harm == "a changed weight":
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif harm == "weights cut off":
+        weights.write_bytes(data[: len(data) // 2])
+    elif harm == "graph cut off":
+        graph.write_bytes(graph.read_bytes()[:2000])
+    else:
+        weights.unlink()
+    lines, result = used()
+    assert lines == ["converting", "compiling"] and torch.equal(result, expected)
+    assert used()[0] == ["compiling"]
+    assert sorted(tmp_path.iterdir()) == sorted([graph, weights])
+
+
+def test_nothing_is_left_of_a_stopped_conversion(used, tmp_path, monkeypatch):
+    old = tmp_path / ".0123.part"  # of a program that was killed yesterday
+    old.write_bytes(b"x")
+    os.utime(old, (time.time() - 86400,) * 2)
+    (tmp_path / ".4567.part").write_bytes(b"x")  # another program writes it now
+
+    def stop(graph, weights):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "check_sum", stop)
+    with pytest.raises(KeyboardInterrupt):
+        used()
+    assert [path.name for path in tmp_path.iterdir()] == [".4567.part"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """It draws all the same, and keeps PyTorch's weights, which the converted network shares."""
+    (tmp_path / "file").write_bytes(b"")
+    sd, lines = small_model(), []
+    expected = sd.vae.decode(torch.ones(1, 4, 8, 8))
+    fast.use_openvino(sd, lines.append, tmp_path / "file")
+    assert apart(sd.vae.decode(torch.ones(1, 4, 8, 8)), expected) <= ROUNDING
+    assert "the converted decoder is not kept: " in lines[1]
+    assert not sd.vae.decoder.conv_in.weight.is_meta
+
+
+def test_the_folder_follows_the_systems_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert engine.cache_folder() == tmp_path / "minisd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert engine.cache_folder() == Path("/home/ada/.cache/minisd")
+
+
+# ---- what it refuses -----------------------------------------------------------------------------
+
+
+def test_without_the_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"needs the package openvino: pip install 'minisd\[openv"):
+        fast.use_openvino(small_model())
+    assert main(["txt2img", "fire", "--engine", "openvino"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_models_that_it_cannot_compile(folder, compiled):
+    half = small_model()
+    half.unet.half()
+    packed = small_model()
+    fast.pack(packed)
+    elsewhere = replace(small_model(), device=torch.device("cuda"))
+    for sd, message in [
+        (half, "float32 or bfloat16, not in float16"),
+        (elsewhere, "for the CPU, but the model is on cuda"),
+        (packed, "packed or compiled already: load it again"),
+        (compiled, "packed or compiled already: load it again"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fast.use_openvino(sd, folder=folder)
+    with minisd.exact(), pytest.raises(ValueError, match="exact mode is for the engine torch"):
+        fast.use_openvino(small_model(), folder=folder)
+
+
+def test_calls_that_it_cannot_compute(compiled):
+    with AttentionMaps(compiled, "fire") as maps:
+        with pytest.raises(ValueError, match="attention maps, .* of the UNet, .* the engine torch"):
+            minisd.txt2img(compiled, "fire", width=16, height=16, steps=2, observe=maps)
+    x, t, context = inputs(small_model())
+    with pytest.raises(ValueError, match="no gradients"):
+        compiled.unet(x.requires_grad_(), t, context)
+    with minisd.exact(), pytest.raises(ValueError, match="exact mode is for the engine torch"):
+        compiled.vae.decode(torch.ones(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("command", ["attention", "explore", "studio", "sweep", "lab"])
+def test_commands_for_torch_alone(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--engine", "openvino"])
+    assert stop.value.code == 2
+    assert "--engine: not openvino here: the" in capsys.readouterr().err.replace("rows of a", "the")
+
+
+def test_switches(capsys):
+    with pytest.raises(SystemExit):
+        main(["txt2img", "fire", "--engine", "tvm"])
+    assert "no engine named 'tvm'; choose from torch, openvino" in capsys.readouterr().err
+    assert main(["txt2img", "fire", "--engine", "openvino", "--exact"]) == 2
+    assert "--exact is for --engine torch" in capsys.readouterr().err
+
+
+def test_nobody_is_told_of_the_import():
+    """The package reports its use to its makers unless the variable CI says that it is a test."""
+    telemetry = pytest.importorskip("openvino_telemetry")
+    engine.import_openvino()
+    assert os.environ.get("CI") != "true" or "GITHUB_ACTIONS" in os.environ
+    assert telemetry.Telemetry().consent is False
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    """The weights that come with minisd: the picture is torch's within rounding, and says so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sketch = str(Path(__file__).parent.parent / "docs/pictures/fire-sketch.png")
+    words = ["img2img", "fire, noto", "-I", sketch, "--fit", "-S", "2", "-s", "2"]
+    pictures = {}
+    for name in ("torch", "openvino"):
+        folder = tmp_path / name
+        assert main([*words, "--engine", name, "--self-contained", "-o", str(folder)]) == 0
+        (pictures[name],) = folder.glob("*.png")
+    output = capsys.readouterr()
+    assert "float32 on cpu, by openvino" in output.out
+    assert output.err.count("converting the ") == output.err.count("compiling the ") == 3
+    pixels = [np.asarray(Image.open(path), dtype=int) for path in pictures.values()]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # a value that is cut off to a whole number
+    assert main(["verify", str(pictures["torch"])]) == 0
+    assert main(["verify", str(pictures["openvino"]), "--engine", "openvino"]) == 0
+    capsys.readouterr()
+    status = main(["verify", str(pictures["openvino"])])
+    line = capsys.readouterr().out
+    assert status in (0, 1)
+    if status == 1:
+        assert "another engine: torch, and it was openvino 20" in line
