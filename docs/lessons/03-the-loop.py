@@ -94,7 +94,7 @@ check("euler", euler)
 #
 # ## How good is the loop?
 #
-# For the box's network nobody knows the right result. For an exact model it is known:
+# For the small model nobody knows the right result. For an exact model it is known:
 # `MIXTURE.flow` computes the point where infinitely many steps would end. So the error of the loop
 # can be measured.
 

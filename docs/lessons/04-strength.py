@@ -177,7 +177,7 @@ Plot("Where 10 steps start", curves, "strength", "starting level", log_y=True)
 # ## Break it
 #
 # Three programs, each asked for 10 steps at strength 0.7. The levels added and expected agree in
-# all of them, and all three pictures look fine. But one program does not keep its promise.
+# all of them, and the pictures do not give it away. But one program does not keep its promise.
 
 # %%
 cells = []

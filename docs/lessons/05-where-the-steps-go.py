@@ -58,6 +58,7 @@ Plot("Ten steps", curves, "step", "sigma", log_y=True)
 # %%
 assert round(schedules["model"][0], 2) == 14.61
 assert sum(sigma > 1 for sigma in schedules["model"]) == 6
+assert sum(0.3 < sigma < 8 for sigma in schedules["model"]) == 8
 assert sum(sigma > 1 for sigma in schedules["karras"]) == 5
 assert [round(float(sigma), 4) for sigma in (SIGMAS[0], SIGMAS[-1])] == [0.0292, 14.6146]
 assert schedules["model"][-2:] == [float(SIGMAS[0]), 0.0]
@@ -185,7 +186,8 @@ check("ends", (early, left_over))
 
 # %% [markdown]
 # So this is the answer to our question: most looks go to the middle levels, where shapes are
-# decided. But the list must begin where the noise begins, and end where it ends.
+# decided. In the schedule `model`, 8 of 10 lie between sigma 0.3 and 8. But the list must begin
+# where the noise begins, and end where it ends.
 #
 # ## What to read next
 #

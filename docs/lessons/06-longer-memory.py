@@ -108,9 +108,9 @@ assert abs(w_new + 1.5) < 1e-12 and abs(w_old - 0.5) < 1e-12
 # %% [markdown]
 # ## Exercise 2: DPM-Solver++(2M)
 #
-# The most used sampler of all is `k_dpmpp_2`, known as DPM++ 2M. It draws its line not through the
-# slopes but through the clean latents x0, and measures length in `lambda = -log(sigma)`. For a step
-# of length `h = log(sigma / sigma_next)` after one of length `h_last`:
+# `k_dpmpp_2` is known as DPM++ 2M, and is among the most used samplers. It draws its line not
+# through the slopes but through the clean latents x0, and measures length in `lambda =
+# -log(sigma)`. For a step of length `h = log(sigma / sigma_next)` after one of length `h_last`:
 #
 # * `x0 = x - sigma * eps`
 # * `d = x0 + h / (2 * h_last) * (x0 - x0_last)`. In the first step `d = x0`.
@@ -140,7 +140,8 @@ check("two_m", two_m)
 # A line that is followed too far leads astray. The last steps of the schedule `model` have very
 # different lengths: from 0.369 to 0.029 the level falls to less than a tenth. `k_lms` draws a cubic
 # through four slopes there. Any error of the network is then multiplied. The laboratory measures by
-# how much: the **noise gain** is the sum of the absolute weights, and 1 would be harmless.
+# how much: the **noise gain** is the sum of the absolute weights, divided by the first level. 1 is
+# harmless.
 
 # %%
 sigmas = model(10)

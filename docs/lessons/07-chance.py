@@ -93,9 +93,9 @@ check("ancestral", ancestral)
 #
 # ## Fresh noise on a path
 #
-# A guide from 2022 says that with such samplers "adding steps will not converge". Each number of
-# steps draws other noise, so each gives another picture. But the noise need not be drawn anew. It
-# can be read from one **Brownian path**: a random curve W over sigma. The noise of the step from a
+# With such a sampler, each number of steps draws other noise, so each gives another picture. More
+# steps never lead to a final one. But the noise need not be drawn anew. It can be read from one
+# **Brownian path**: a random curve W over sigma. The noise of the step from a
 # to b is the way that the path goes there, `-(W(a) - W(b)) / sqrt(a - b)`, which has variance 1.
 
 # %%
@@ -116,8 +116,8 @@ Plot(
 )  # fmt: skip
 
 # %% [markdown]
-# With new draws the results never settle. On one path, from 80 to 160 steps, they move less than a
-# third as far as from 10 to 20. So the guide's sentence is true for new draws only.
+# With new draws the results do not settle. On one path, from 80 to 160 steps, they move less than a
+# third as far as from 10 to 20.
 #
 # ## Exercise 2: one long step, or two short ones
 #

@@ -77,7 +77,7 @@ attention_strip(maps, pictures, prompt, size=72)
 # %% [markdown]
 # Each row belongs to a word. Bright places read more of it than the average place does. The
 # percentage is the word's share of all attention. It is small: more goes to the start token and to
-# the end tokens than to both words together.
+# the end tokens than to all words together.
 #
 # ## Exercise 1: the shares
 #

@@ -238,7 +238,7 @@ function curve(r) {
   const points = sigmas.map((sigma, i) => `${X(i + 1)},${Y(sigma)}`);
   const d = skipped(r), parts = [], labels = [];
   for (const level of [1, 5, 10].filter((level) => level < sigmas[0] * 0.95)) {
-    const even = level === 1 && width > 420;
+    const even = level === 1 && width > 500;
     const label = `\u03c3 = ${level}${even ? ": as much noise as picture" : ""}`;
     parts.push(`<line class="grid" x1="0" x2="${width}" y1="${Y(level)}" y2="${Y(level)}"/>`);
     labels.push(`<text x="0" y="${Y(level) - 4}">${label}</text>`);

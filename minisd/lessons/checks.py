@@ -88,11 +88,11 @@ def judge_function(exercise: Exercise, answer: Callable[..., Any]) -> Verdict:
         except NotImplementedError:
             return Verdict(OPEN, "the function is still empty")
         except Exception as error:
-            return Verdict(WRONG, f"it raises {type(error).__name__}: {error}{at(case)}")
+            return Verdict(WRONG, f"it raises {type(error).__name__}: {error}{place_of(case)}")
         if result is None or result is ...:
             if not results:
                 return Verdict(OPEN, "the function returns nothing yet. It must end with return")
-            return Verdict(WRONG, f"it returns nothing{at(case)}")
+            return Verdict(WRONG, f"it returns nothing{place_of(case)}")
         for name, value in arguments.items():
             if isinstance(value, Tensor | list) and not equal(value, case[name], 0):
                 return Verdict(WRONG, f"it changes its argument {name}: make a new one instead")
@@ -118,15 +118,15 @@ def difference(case: Case, result: Any, expected: Any) -> str:
     """The first difference, in words, for mistakes that nobody foresaw."""
     if isinstance(expected, Tensor):
         if not isinstance(result, Tensor):
-            return f"it returns {short(result)}, not a tensor{at(case)}"
+            return f"it returns {short(result)}, not a tensor{place_of(case)}"
         if result.shape != expected.shape:
             shapes = f"{tuple(result.shape)}, not {tuple(expected.shape)}"
-            return f"the result has the shape {shapes}{at(case)}"
+            return f"the result has the shape {shapes}{place_of(case)}"
         if not bool(result.isfinite().all()):
-            return f"the result is not finite{at(case)}"
+            return f"the result is not finite{place_of(case)}"
         rms = float((result.double() - expected.double()).square().mean() ** 0.5)
-        return f"the result is {rms:.4g} from the right one (root mean square){at(case)}"
-    return f"it returns {short(result)}, not {short(expected)}{at(case)}"
+        return f"the result is {rms:.4g} from the right one (root mean square){place_of(case)}"
+    return f"it returns {short(result)}, not {short(expected)}{place_of(case)}"
 
 
 def equal(a: Any, b: Any, tolerance: float) -> bool:
@@ -161,7 +161,7 @@ def short(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def at(case: Case) -> str:
+def place_of(case: Case) -> str:
     """The case's numbers and texts: ` (sigma = 3)`, or nothing."""
     plain = {k: v for k, v in case.items() if isinstance(v, Number | str | list)}
     texts = [f"{name} = {short(value)}" for name, value in plain.items()]

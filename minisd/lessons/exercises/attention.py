@@ -118,8 +118,8 @@ HEADS = Exercise(
         ("C starts later. That is another strength, not a mistake", ("C", 2)),
     ],
     "A divides the same numbers into twice as many heads. All shapes fit, all shares sum to 1, and "
-    "the ledger sees nothing. diffusers' setting attention_head_dim holds a number of heads, and "
-    "programs that took its name for the truth computed this",
+    "the ledger sees nothing. diffusers' setting attention_head_dim holds a number of heads: a "
+    "program that believes its name computes this",
     diagnose=which("A", "divide A's number of heads by B's"),
 )
 
