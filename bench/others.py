@@ -7,6 +7,7 @@ bfloat16 OpenVINO is asked to compute in it. ONNX Runtime's CPU kernels do not s
 """
 
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ OPENVINO_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 def openvino(
     module: nn.Module, example: tuple[Tensor, ...], dtype: torch.dtype, threads: int
 ) -> Callable:
+    os.environ["CI"] = "true"  # otherwise it sends messages on its use to its makers
     import openvino  # noqa: PLC0415 - an extra
 
     model = openvino.convert_model(

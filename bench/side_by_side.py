@@ -16,7 +16,8 @@ Each row is timed in pairs, first one system, then the other. It shows
 Without FILE, it makes weights of SD 1.x's size: the speed does not depend on their values. With
 `--quick`, it makes a small model, to check that everything runs.
 
-`--others openvino,onnxruntime` (pip install '.[bench]') also measures those two, in turn.
+`--engine` also measures minisd with `fast.use_openvino`, in turn, and
+`--others openvino,onnxruntime` (pip install '.[bench]') those two with models of minisd's.
 """
 
 import argparse
@@ -102,6 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="without minisd.fast")
     parser.add_argument("--runs", action="store_true", help="also whole runs of 20 steps: minutes")
     parser.add_argument("--others", default="", help=f"{', '.join(others.SYSTEMS)}, on the CPU")
+    parser.add_argument("--engine", action="store_true", help="also minisd with fast.use_openvino")
     parser.add_argument("--quick", action="store_true", help="everything, with a small model")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     args = parser.parse_args()
@@ -142,6 +144,12 @@ def compare(
         "minisd": sd.vae.decode,
         "diffusers": lambda x: vae.decode((x / 0.18215).to(dtype)).sample.float(),
     }
+    models = {"minisd": sd}
+    if args.engine:
+        models["engine"] = engine = minisd.load(path, device=device, dtype=dtype)
+        fast.use_openvino(engine, folder=path.parent / "converted")
+        unets["engine"], encoders["engine"] = engine.unet, engine.vae.moments
+        decoders["engine"] = engine.vae.decode
     for system in args.others:
         if dtype in others.DTYPES[system]:
             plain = minisd.load(path)
@@ -179,7 +187,7 @@ def compare(
             calls = {system: partial(decode, x[:1]) for system, decode in decoders.items()}
             yield from time_pairs(f"decode, {size}", calls, device, args.pairs)
             if args.runs:
-                runs = whole_runs(sd, unet, vae, size, dtype)
+                runs = whole_runs(models, unet, vae, size, dtype)
                 name = f"img2img, 20 steps, {size}"
                 yield from time_pairs(name, runs, device, min(args.pairs, 3))
 
@@ -216,7 +224,7 @@ def guided_tflop(size: int, table: Table = SD1) -> float:
 
 
 def whole_runs(
-    sd: minisd.StableDiffusion,
+    models: dict[str, minisd.StableDiffusion],
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     size: int,
@@ -231,9 +239,10 @@ def whole_runs(
     # minisd encodes to the mean.
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
+    sd = models["minisd"]
     states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
 
-    def ours() -> Tensor:
+    def ours(sd: minisd.StableDiffusion) -> Tensor:
         settings = {"steps": 20, "strength": 1.0, "sampler": "ddim", "seed": 0}
         result = minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
         return torch.from_numpy(np.array(result.image)).float()
@@ -241,7 +250,8 @@ def whole_runs(
     def theirs() -> Tensor:
         return torch.from_numpy(np.array(draw(picture, states, 20))).float()
 
-    return {"minisd": ours, "diffusers": theirs}
+    runs = {name: partial(ours, each) for name, each in models.items()}
+    return {"minisd": runs.pop("minisd"), "diffusers": theirs, **runs}
 
 
 # ---- timing --------------------------------------------------------------------------------------

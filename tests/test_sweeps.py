@@ -118,6 +118,7 @@ def test_a_sweep_draws_one_picture_for_each_seed(folder, capsys):
     assert end.value.code == 2 and "-n 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sweep(folder, emoji):
     run("sweep fire -I in.png -f 0,0.5,1 -s 2,4 -S 1,2 -C 1 --to out")
     paths = pictures()
@@ -246,6 +247,7 @@ def test_text_and_image_are_encoded_once(folder, monkeypatch, emoji):
 # ---- batches -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_of_n(folder):
     """-n 4 --batch 3 draws the pictures of -n 4: bit for bit in exact mode."""
     line = "img2img fire -I in.png -s 1 -f 1 -A k_euler_a -S 3 -C 1 -n 3 --exact"
@@ -337,6 +339,7 @@ def model(tmp_path, monkeypatch):
     return "model.py:make"
 
 
+@pytest.mark.slow
 def test_shards_and_batches_give_one_table(folder, emoji):
     """In exact mode, batches of 1 and of 8 and merged parts give the same rows and pixels."""
     grid = {"prompt": ["fire", "a cat"], "sampler": ["k_euler_a", "ddim"], "seed": [1, 2]}
@@ -349,10 +352,10 @@ def test_shards_and_batches_give_one_table(folder, emoji):
         for k in (2, 3):
             minisd.sweep(recipes, emoji, f"part-{k}", shard=(k, 3))
     run("sweep merge part-1 part-2 part-3 --to whole")
-    one = same_rows("one")
-    assert len({row["pixels"] for row in one}) == len(one) == 4
-    assert same_rows("eight") == one and same_rows("whole") == one
-    (row,) = (r for r in one if (r["prompt"], r["sampler"]) == ("fire", "ddim"))
+    rows = same_rows("one")
+    assert len({row["pixels"] for row in rows}) == len(rows) == 4
+    assert same_rows("eight") == rows and same_rows("whole") == rows
+    (row,) = (r for r in rows if (r["prompt"], r["sampler"]) == ("fire", "ddim"))
     with minisd.exact():
         alone = replace(base, prompt="fire", sampler="ddim", seed=1).draw(emoji)
     assert Image.open(Path("whole", row["file"])).tobytes() == alone.image.tobytes()
@@ -370,10 +373,10 @@ def test_workers_that_die(model):
     (row,) = two.failed
     assert row["seed"] == 2
     assert re.match("the worker died 2 times while it drew this: .* signal 9", row["error"])
-    one = minisd.sweep(recipes[3:], model, "one", metrics=both)
+    alone = minisd.sweep(recipes[3:], model, "one", metrics=both)
     rows = {row["seed"]: row for row in same_rows("two")}
-    assert all(rows[row["seed"]] == row for row in same_rows("one")) and len(one.rows) == 5
-    assert [row["dies_once"] for row in one.rows] == [3, 4, 5, 6, 7]
+    assert all(rows[row["seed"]] == row for row in same_rows("one"))
+    assert [row["dies_once"] for row in alone.rows] == [3, 4, 5, 6, 7]
     failed = minisd.sweep(recipes[:3], model, "fails", metrics=["model.py:fails"]).failed
     assert [row["error"] for row in failed] == [
         "the metric fails: ZeroDivisionError: division by zero"
@@ -394,8 +397,8 @@ def test_a_driver_that_dies(model, capsys):
     drawn = {path: path.stat().st_mtime_ns for path in Path("out/pictures").iterdir()}
     assert main([*line, "--workers", "1", "--to", "out"]) == 0
     assert f"{len(finished)} of 8 pictures are already" in capsys.readouterr().out
-    again = [path for path, time in drawn.items() if path.stat().st_mtime_ns != time]
-    assert len(again) <= len(drawn) - len(finished)  # none but what was in flight
+    redrawn = [path for path, time in drawn.items() if path.stat().st_mtime_ns != time]
+    assert len(redrawn) <= len(drawn) - len(finished)  # none but what was in flight
     assert main([*line, "--workers", "1", "--to", "one"]) == 0
     assert same_rows("out") == same_rows("one")
 
@@ -407,14 +410,16 @@ def test_actors_of_ray(model, capsys):
     ray = pytest.importorskip("ray")
     recipes = combinations(SMALL, {"seed": range(8)})
     metric = ["model.py:dies_once"]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     try:
         two = minisd.sweep(recipes, model, "two", ray="local", metrics=metric, batch=2)
         assert Path("died").exists() and not two.failed
         minisd.sweep(recipes, model, "one", metrics=metric)
         assert same_rows("two") == same_rows("one")
         with pytest.raises(ValueError, match=r"model.py has no function named 'nothing'"):
-            minisd.sweep(recipes, "model.py:nothing", "none", ray="local")
+            minisd.sweep(recipes, "model.py:nothing", "none", ray="local", workers=1)
     finally:
         ray.shutdown()
 
@@ -482,13 +487,14 @@ def test_keys(folder):
     Path("own.py").write_text("mine = 1")
     FIRE.rotate(90).save("elsewhere/other.png")
     different = [keys.key(other) for other in others]
-    again = Keys(Source().facts())
-    different += [again.key(base), again.key(replace(base, image="elsewhere/other.png"))]
+    later = Keys(Source().facts())
+    different += [later.key(base), later.key(replace(base, image="elsewhere/other.png"))]
     different += [Keys(replace(Source(), ema=True).facts()).key(base)]
     assert len({key, *different}) == 1 + len(different)
     assert Keys(Source().facts()).key(Recipe("a", seed=1)) == keys.key(Recipe("a", seed=1))
 
 
+@pytest.mark.slow
 def test_a_model_in_memory(emoji):
     """With the tensors of its file it has the file's hash. Otherwise its own, and no source."""
     source, facts = source_of(emoji)
@@ -528,15 +534,15 @@ def test_rows_that_were_cut(folder, capsys):
     """A killed process leaves half a line: it is cut off. A line that somebody changed is named."""
     run("sweep fire -s 1 -S 1,2 -C 1 --to out")
     log = Path("out", LOG)
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-30])
+    data = log.read_bytes()
+    log.write_bytes(data[:-30])
     run("sweep fire -s 1 -S 1,2 -C 1 --to out")
     assert "1 of 2 pictures are already in out" in capsys.readouterr().out
     assert len(log.read_bytes().splitlines()) == 2 and len(rows_of("out")) == 2
-    log.write_bytes(whole.replace(b"{", b"(", 1))
+    log.write_bytes(data.replace(b"{", b"(", 1))
     run("sweep fire -s 1 -S 1,2 -C 1 --to out", status=2)
     assert f"{log}, line 1, is not a row of a sweep: remove this line" in capsys.readouterr().err
-    log.write_bytes(whole.replace(b"pictures/s1", b"pictures/../../s1", 1))
+    log.write_bytes(data.replace(b"pictures/s1", b"pictures/../../s1", 1))
     run("sweep merge out --to other", status=2)
     assert f"{log}, line 1, is not a row of a sweep" in capsys.readouterr().err
 
@@ -771,6 +777,7 @@ def drawn(sd, recipe: Recipe, image=None) -> Drawn:
     return Drawn(result.image, result.latent, job, sigma)
 
 
+@pytest.mark.slow
 def test_the_reference_starts_from_the_same_latent(emoji, monkeypatch):
     """The distance to it falls with the steps of the sampler, as its error does."""
     monkeypatch.setattr(metrics, "REFERENCE_STEPS", 8)
@@ -790,6 +797,7 @@ def test_the_reference_starts_from_the_same_latent(emoji, monkeypatch):
     assert metrics.to_reference(replace(few, sigma=0.0)) is None
 
 
+@pytest.mark.slow
 def test_the_caption_s_share(emoji):
     """The prompt that a picture was drawn for explains it better than another prompt."""
     for prompt, other in (("fire, noto", "a cat face, noto"), ("a cat face, noto", "fire, noto")):
@@ -891,6 +899,7 @@ def documented(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_documented_commands(folder):
     """With one strength in place of four, and in this process. The seeds and samplers are less."""
     Path("docs/pictures").mkdir(parents=True)

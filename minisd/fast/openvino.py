@@ -195,6 +195,7 @@ class Network:
         folder: Path,
     ):
         self.name, self.layers, self.method, self.example = name, layers, method, example
+        self.modules = [module for layer in layers for module in layer.modules()]
         self.dtype, self.report, self.folder = dtype, report, folder
         self.size = sum(x.nbytes for layer in layers for x in layer.state_dict().values())
         self.model: Any = None  # OpenVINO's, with open sizes
@@ -204,8 +205,7 @@ class Network:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         refuse_exact_mode()
-        modules = (module for layer in self.layers for module in layer.modules())
-        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules):
             seers = "attention maps, the explorer and the studio"
             raise ValueError(
                 f"{seers} look into the layers of the {self.name}, which the engine openvino "
@@ -225,12 +225,13 @@ class Network:
             self.load_or_convert()
         while self.compiled and (len(self.compiled) + 1) * self.size > MOST_BYTES:
             del self.compiled[next(iter(self.compiled))]
-        self.report(f"compiling the {self.name} for {'x'.join(map(str, shapes[0]))}")
+        self.report(f"openvino: compiling the {self.name} for {'x'.join(map(str, shapes[0]))}")
         model = self.model.clone()
         # Where a layer has as many places as heads, OpenVINO 2026.4 takes one for the other: its
         # attention in bfloat16 is wrong by a third. With open sizes it is right.
-        h, w = shapes[0][-2:]
-        if not self.has_layers_of({h * w >> 2 * level for level in range(6)}):
+        places = {shapes[0][-2:].numel() >> 2 * level for level in range(6)}
+        heads = {module.heads for module in self.modules if isinstance(module, CrossAttention)}
+        if not places & heads:
             model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
@@ -243,27 +244,23 @@ class Network:
         give_back()
         return compiled
 
-    def has_layers_of(self, places: set[int]) -> bool:
-        """Whether an attention layer has as many heads as one of these numbers."""
-        modules = (module for layer in self.layers for module in layer.modules())
-        return any(isinstance(m, CrossAttention) and m.heads in places for m in modules)
-
     def load_or_convert(self) -> None:
         path = self.folder / f"{self.name.lower()}-{self.key()}.xml"
-        self.model = read(path)
-        if self.model is None:
-            self.report(f"converting the {self.name}, to be kept in {self.folder}")
+        kept = read(path)
+        if kept is None:
+            self.report(f"openvino: converting the {self.name}, to be kept in {self.folder}")
             self.model, self.source = converted(self.method, self.example)
             try:
                 write(self.model, path)
             except OSError as error:
-                self.report(f"the converted {self.name} is not kept: {error}")
-                return
-            self.model = read(path) or self.model
-        self.source = None
-        for layer in self.layers:
-            layer.to("meta")
-        give_back()
+                self.report(f"openvino: the converted {self.name} is not kept: {error}")
+            kept = read(path)
+        if kept is not None:
+            # The file's weights are mapped, so PyTorch's are not needed any more.
+            self.model, self.source = kept, None
+            for layer in self.layers:
+                layer.to("meta")
+            give_back()
 
     def key(self) -> str:
         """Names what was converted: versions, the layers and their settings, and all weights."""

@@ -13,6 +13,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def environment(device: torch.device, dtype: str) -> dict[str, Any]:
     }
 
 
+@cache
 def processor_name() -> str:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Sweep:
 
 def sweep(
     recipes: Recipes,
-    sd: StableDiffusion | str | Path | None,
+    sd_or_path: StableDiffusion | str | Path | None,
     folder: str | Path,
     *,
     workers: int | None = None,
@@ -55,7 +56,7 @@ def sweep(
     """Draw all recipes into a folder, a row of its table each. Rows that are there are kept.
 
     recipes   Recipes, or mappings of their fields, or a .jsonl or .csv file of them
-    sd        a loaded model; or a checkpoint's path, None for minisd's own weights, or
+    sd_or_path  a loaded model; or a checkpoint's path, None for minisd's own weights, or
               FILE.py:FUNCTION that makes the model: then each worker loads it
     workers   processes of this machine (1: this process); with `ray`, actors (None: all there
               is room for)
@@ -71,12 +72,12 @@ def sweep(
     the workers compute exactly. Raises ValueError for a wrong recipe, before anything is drawn, and
     OSError for files that cannot be read or written.
     """
-    if isinstance(sd, str | Path) or sd is None:
-        source, model = Source(None if sd is None else str(sd)), None
+    if isinstance(sd_or_path, str | Path) or sd_or_path is None:
+        source, model = Source(None if sd_or_path is None else str(sd_or_path)), None
         facts = source.facts()
     else:
-        loaded = sd
-        (source, facts), model = source_of(sd), lambda: loaded
+        sd = sd_or_path
+        (source, facts), model = source_of(sd), lambda: sd
     order = Order(source, facts, workers, tuple(metrics), batch, shard, ray, pictures, latents)
     return order.draw(list_of(recipes), Path(folder), model, progress)
 
@@ -182,11 +183,12 @@ class Order:
             count = len(tasks) - len(missing)
             if progress:
                 progress(count, len(tasks))
-            for outcomes in self.outcomes(missing, model):
-                folder.write(outcomes)
-                count += len(outcomes)
-                if progress:
-                    progress(count, len(tasks))
+            with closing(self.outcomes(missing, model)) as parts:  # ends the workers on an error
+                for outcomes in parts:
+                    folder.write(outcomes)
+                    count += len(outcomes)
+                    if progress:
+                        progress(count, len(tasks))
             columns, rows = table_of(path, folder.notes)
             table = write_table(columns, rows, path)
             if not all(row.get("error") for row in rows):

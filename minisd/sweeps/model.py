@@ -14,6 +14,7 @@ from minisd.checkpoint import load
 from minisd.checkpoint.folder import main_file
 from minisd.checkpoint.load import bundled_weights
 from minisd.checkpoint.v_prediction import VPredictionUNet
+from minisd.fast.openvino import engine_of
 from minisd.files import sha256
 from minisd.recipes.metadata import Model
 from minisd.run import lookup
@@ -68,6 +69,8 @@ def source_of(sd: StableDiffusion) -> tuple[Source | None, Model]:
     None if its tensors are not those of its file: then only this process can draw with it, and a
     hash of the tensors takes the place of the file's.
     """
+    if engine_of(sd):
+        raise ValueError("a sweep computes with torch: load the model without use_openvino")
     first = next(iter(module_of(sd.unet).parameters()), torch.zeros(()))
     source = Source(
         str(getattr(sd, "path", "")),

@@ -229,5 +229,8 @@ def serve() -> None:
                 answer = work(message)
         except Exception as error:
             answer = error if isinstance(error, ValueError | OSError) else ValueError(repr(error))
-        pickle.dump(answer, to_driver)
-        to_driver.flush()
+        try:
+            pickle.dump(answer, to_driver)
+            to_driver.flush()
+        except BrokenPipeError:  # the driver has ended meanwhile
+            os._exit(0)

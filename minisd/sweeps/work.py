@@ -143,7 +143,7 @@ class Worker:
         jobs = [replace(job, image=latent) for job, latent, _ in prepared]
         results = draw_measured(jobs, self.setup.refuse)
         outcomes = [
-            self.outcome(task, job, *result, init_file)
+            self.outcome(task, job, *result, init_file, len(tasks))
             for task, (job, _, init_file), result in zip(tasks, prepared, results, strict=True)
         ]
         seconds = (time.perf_counter() - begin) / len(tasks)
@@ -181,7 +181,7 @@ class Worker:
         }
 
     def outcome(
-        self, task: Task, job: Job, result: Result, calls: int, init_file: str | None
+        self, task: Task, job: Job, result: Result, calls: int, init_file: str | None, together: int
     ) -> Outcome:
         setup, recipe, image = self.setup, job.recipe, result.image
         sigmas, _ = levels_of_run(replace(recipe, schedule=job.schedule))
@@ -197,7 +197,7 @@ class Worker:
                 row["error"] = error_text(error, f"the metric {name}: ")
         outcome = Outcome(row)
         if setup.pictures:
-            record = record_of(job, recipe, self.facts, image, init_file)
+            record = record_of(job, recipe, self.facts, image, init_file) | {"batch": together}
             chunks = texts(recipe, job.size, self.facts, init_file)
             chunks |= {KEY: json.dumps(record), ROW_KEY: task.key}
             row["file"] = picture_file(task)
