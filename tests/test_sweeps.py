@@ -499,6 +499,8 @@ def test_a_model_in_memory(emoji):
     """With the tensors of its file it has the file's hash. Otherwise its own, and no source."""
     source, facts = source_of(emoji)
     assert source is not None and facts.sha256 == Source().facts().sha256
+    source, _ = source_of(minisd.load(prediction="v"))
+    assert source is not None and source.prediction == "v"
     changed = replace(emoji, unet=torch.nn.Linear(1, 1))
     source, facts = source_of(changed)
     assert source is None and re.fullmatch("[0-9a-f]{64}", facts.sha256)

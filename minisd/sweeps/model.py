@@ -76,17 +76,17 @@ def source_of(sd: StableDiffusion) -> tuple[Source | None, Model]:
         str(getattr(sd, "path", "")),
         str(sd.vae_path) if getattr(sd, "vae_path", None) else None,
         getattr(sd, "ema", False),
-        "v" if isinstance(sd.unet, VPredictionUNet) else None,
-        str(sd.device),
-        str(first.dtype).removeprefix("torch."),
+        device=str(sd.device),
+        dtype=str(first.dtype).removeprefix("torch."),
     )
     digest = tensor_hash(sd)
     if source.path and Path(source.path).exists():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            is_same = tensor_hash(replace(source, device="cpu").load()) == digest
-        if is_same:
-            return source, source.facts()
+            for prediction in (None, "v") if isinstance(sd.unet, VPredictionUNet) else (None,):
+                candidate = replace(source, prediction=prediction)
+                if tensor_hash(replace(candidate, device="cpu").load()) == digest:
+                    return candidate, candidate.facts()
     return None, Model(sha256=digest, dtype=source.dtype, version=version("minisd"))
 
 
