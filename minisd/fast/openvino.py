@@ -228,7 +228,7 @@ class Network:
         self.report(f"openvino: compiling the {self.name} for {'x'.join(map(str, shapes[0]))}")
         model = self.model.clone()
         # Where a layer has as many places as heads, OpenVINO 2026.4 takes one for the other: its
-        # attention in bfloat16 is wrong by a third. With open sizes it is right.
+        # attention in bfloat16 is wrong by half. With open sizes it is right.
         places = {shapes[0][-2:].numel() >> 2 * level for level in range(6)}
         heads = {module.heads for module in self.modules if isinstance(module, CrossAttention)}
         if not places & heads:
