@@ -110,6 +110,7 @@ def test_batches_and_halves(plain, compiled, batch, same):
     assert apart(compiled.unet(*call), plain.unet(*call)) <= ROUNDING
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_exact_as_torchs(folder):
     """At this size there are layers of as many places as heads, which OpenVINO would mix up."""
     exact, torchs, compiled = (fresh() for _ in range(3))
@@ -140,6 +141,7 @@ def test_v_prediction_and_a_schedule_of_its_own(plain, folder):
     assert apart(copies[0](*call), sd.unet(*call)) > 0.01
 
 
+@pytest.mark.slow
 def test_observers_see_the_same_run(plain, compiled):
     """Ledger, trace, a list of seeds, inpainting: everything around the networks is unchanged."""
     mask = Image.new("L", PICTURE.size, 255)
@@ -205,6 +207,7 @@ def test_a_network_is_converted_once_and_again_if_a_file_is_broken(used, tmp_pat
     assert sorted(tmp_path.iterdir()) == sorted([graph, weights])
 
 
+@pytest.mark.slow
 def test_other_weights_and_settings_are_other_networks(used, tmp_path):
     used()
     changed = fresh()
@@ -219,10 +222,11 @@ def test_other_weights_and_settings_are_other_networks(used, tmp_path):
 
 
 def test_nothing_is_left_of_a_stopped_conversion(used, tmp_path, monkeypatch):
-    old = tmp_path / ".0123.part"  # of a program that was killed yesterday
-    old.write_bytes(b"x")
-    os.utime(old, (time.time() - 86400,) * 2)
-    (tmp_path / ".4567.part").write_bytes(b"x")  # another program writes it now
+    killed, others = f".{'0' * 16}.part", [f".{'1' * 16}.part", ".bashrc"]
+    for name in (killed, *others):
+        (tmp_path / name).write_bytes(b"x")
+    for name in (killed, ".bashrc"):
+        os.utime(tmp_path / name, (time.time() - 86400,) * 2)  # the other is being written now
 
     def stop(graph, weights):
         raise KeyboardInterrupt
@@ -230,7 +234,7 @@ def test_nothing_is_left_of_a_stopped_conversion(used, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "check_sum", stop)
     with pytest.raises(KeyboardInterrupt):
         used()
-    assert [path.name for path in tmp_path.iterdir()] == [".4567.part"]
+    assert {path.name for path in tmp_path.iterdir()} == {*others}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

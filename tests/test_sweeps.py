@@ -154,6 +154,7 @@ def test_sweep(folder, emoji):
     assert box_of(sheet, FIRE.resize((96, 96), Image.Resampling.LANCZOS))[0] < lefts[0]
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_after_an_interruption(folder, monkeypatch, emoji, capsys):
     line = "sweep fire -I in.png -f 0.5,1 -s 2,3 -C 1 --batch 1 --to out"  # a seed is drawn
     calls = []
@@ -704,6 +705,7 @@ def test_ray_is_missing(folder, capsys, monkeypatch):
     assert 'the package ray is missing: pip install "minisd[ray]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_python_mistakes(folder, emoji):
     for recipes, problem in (
         ([], "there are no recipes"),

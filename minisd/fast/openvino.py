@@ -9,7 +9,9 @@ ledger, trace and all other observers of a run see what they always see.
 """
 
 import hashlib
+import inspect
 import os
+import re
 import threading
 import time
 import warnings
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minisd.attention import attention
 from minisd.checkpoint.v_prediction import VPredictionUNet
 from minisd.exact_mode import is_exact
 from minisd.fast.memory import give_back
@@ -152,10 +155,10 @@ def call_unet(unet: UNet, x: Tensor, embedding: Tensor, context: Tensor) -> Tens
     for row in unet.input_blocks:
         transformers = [layer for layer in row.children() if isinstance(layer, SpatialTransformer)]
         if transformers:
-            attention = transformers[0].get_submodule("transformer_blocks.0.attn2")
+            to_words = transformers[0].get_submodule("transformer_blocks.0.attn2")
             hooks += [
                 row.register_forward_pre_hook(lambda _, a: (a[0][: a[1].shape[0]], *a[1:])),
-                attention.register_forward_pre_hook(
+                to_words.register_forward_pre_hook(
                     lambda _, a: (a[0].expand(a[1].shape[0], -1, -1), a[1])
                 ),
             ]
@@ -263,10 +266,12 @@ class Network:
             give_back()
 
     def key(self) -> str:
-        """Names what was converted: versions, the layers and their settings, and all weights."""
+        """Names what was converted: versions, code, the layers and their settings, all weights."""
         digest = hashlib.sha256()
         for package in ("minisd", "openvino", "torch"):
             digest.update(f"{package} {version(package)} ".encode())
+        for code in (UNet, VAE, attention, Network):
+            digest.update(Path(inspect.getfile(code)).read_bytes())
         for layer in self.layers:
             for name, module in layer.named_modules():
                 numbers = {k: v for k, v in vars(module).items() if isinstance(v, int | float)}
@@ -298,8 +303,11 @@ def write(model: Any, path: Path) -> None:
     Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file in path.parent.glob(".*"):
-        if time.time() - file.stat().st_mtime > LEFT_OVER:
+    for file in path.parent.iterdir():
+        is_part = re.fullmatch(
+            r"\.[0-9a-f]{16}\.(part|xml)", file.name
+        )  # new_file's, and xml below
+        if is_part and time.time() - file.stat().st_mtime > LEFT_OVER:
             file.unlink(missing_ok=True)
     # The block of the weights ends first. So where there is a graph, there are its weights.
     with (
