@@ -241,6 +241,22 @@ def test_python_lines_for_prompts_with_syntax(emoji):
     assert lines.startswith("import torch\n") and "schedule='karras'" in lines
 
 
+def test_python_lines_of_a_picture_in_exact_mode(tmp_path, monkeypatch):
+    """They draw the exact picture, also in a program that is not in exact mode."""
+    monkeypatch.chdir(tmp_path)
+    picture = drawing()
+    picture.save("drawing.png")
+    recipe = Recipe("fire, noto", image="drawing.png", strength=0.5, steps=2, seed=1)
+    with minisd.exact():
+        lines = python_lines(recipe)
+        expected = minisd.img2img(
+            minisd.load(), "fire, noto", picture, strength=0.5, steps=2, seed=1
+        )
+    exec(compile(lines, "lines", "exec"), namespace := {})
+    assert namespace["result"].latent.equal(expected.latent)
+    assert Image.open("picture.png").tobytes() == expected.image.tobytes()
+
+
 # ---- the server --------------------------------------------------------------------------------
 
 

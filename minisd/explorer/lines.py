@@ -1,8 +1,10 @@
 """The Python lines that draw a recipe's picture again."""
 
 from collections.abc import Mapping
+from textwrap import indent
 from typing import Any
 
+from minisd.exact_mode import is_exact
 from minisd.prompts.syntax import parse
 from minisd.recipes import Recipe
 
@@ -11,7 +13,7 @@ def python_lines(recipe: Recipe, load: str = "minisd.load()") -> str:
     """A program that reads the drawing, draws, and writes picture.png.
 
     load: the expression that loads the model. A prompt with weights or [words to avoid] is drawn
-    as a Recipe, because img2img takes prompts literally.
+    as a Recipe, because img2img takes prompts literally. Within `minisd.exact()`, so are the lines.
     """
     settings: Mapping[str, Any] = {
         "strength": recipe.strength,
@@ -26,6 +28,9 @@ def python_lines(recipe: Recipe, load: str = "minisd.load()") -> str:
         call = f"minisd.img2img(\n    sd, {recipe.prompt!r}, drawing,\n    {arguments},\n)"
     else:
         call = f"minisd.Recipe(\n    {recipe.prompt!r},\n    {arguments},\n).draw(sd, drawing)"
+    draw = f"result = {call}"
+    if is_exact():
+        draw = f"with minisd.exact():\n{indent(draw, '    ')}"
     imports = ["import torch"] if "torch." in load else []
     return "\n".join(
         [
@@ -36,7 +41,7 @@ def python_lines(recipe: Recipe, load: str = "minisd.load()") -> str:
             "",
             f"sd = {load}",
             f'drawing = Image.open("{recipe.image}")',
-            f"result = {call}",
+            draw,
             'result.image.save("picture.png")',
         ]
     )
