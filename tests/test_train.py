@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -372,8 +373,9 @@ def test_compiled_passes_are_compared_with_plain_ones(capsys: pytest.CaptureFixt
 
     passes = loop.Passes(model)
     passes.check(loss_of, [torch.ones(4, 8)])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, speeds = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all("errors of gradients" in line for line in lines)
+    assert re.fullmatch(r"[\d,]+ pictures/s plain, [\d,]+ compiled", speeds)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

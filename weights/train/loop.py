@@ -204,17 +204,21 @@ class Passes:
 
     def compiled_is_faster(self, loss_of: Callable, batch: list[Tensor], passes: int = 10) -> bool:
         """Whether compiled passes take less time than plain ones."""
+
+        def now() -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.monotonic()
+
         speeds = []
         for stance in ("force_eager", "default"):
             torch.compiler.set_stance(stance)
             for i in range(passes + 3):  # the first ones choose algorithms
                 if i == 3:
-                    torch.cuda.synchronize()
-                    start = time.monotonic()
+                    start = now()
                 with torch.autocast(self.device.type, torch.bfloat16):
                     loss_of(self.model, *batch)["loss"].backward()
-            torch.cuda.synchronize()
-            speeds.append(passes * len(batch[0]) / (time.monotonic() - start))
+            speeds.append(passes * len(batch[0]) / (now() - start))
             self.model.zero_grad(set_to_none=True)
         print(f"{speeds[0]:,.0f} pictures/s plain, {speeds[1]:,.0f} compiled", flush=True)
         return speeds[1] > speeds[0]
