@@ -1,7 +1,9 @@
 """minisd.fast.use_openvino: the numbers of another engine, its files, and what it refuses."""
 
 import copy
+import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -315,6 +317,19 @@ def test_switches(capsys):
     assert "no engine named 'tvm'; choose from torch, openvino" in capsys.readouterr().err
     assert main(["txt2img", "fire", "--engine", "openvino", "--exact"]) == 2
     assert "--exact is for --engine torch" in capsys.readouterr().err
+
+
+def test_a_signal_after_the_networks_are_gone(used):
+    """Python's handler is called. It was a segmentation fault while no Core was kept."""
+    used()
+    gc.collect()
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.slow  # in a process of its own: another test may have imported the package already

@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def import_openvino() -> Any:
     finally:
         os.environ.pop("CI") if outside is None else os.environ.update(CI=outside)
     return openvino
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's Core, kept until the end of the process.
+
+    It gives the main thread a stack for signals. If it goes away that stack goes too, but stays
+    registered, and the next Ctrl-C would be a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 def refuse_exact_mode() -> None:
@@ -243,7 +254,7 @@ class Network:
         }
         if self.dtype == torch.float32:
             settings["EXECUTION_MODE_HINT"] = "ACCURACY"
-        compiled = import_openvino().compile_model(model, "CPU", settings)
+        compiled = core().compile_model(model, "CPU", settings)
         give_back()
         return compiled
 
@@ -332,7 +343,7 @@ def read(path: Path) -> Any:
         graph, begin, rest = path.read_bytes().rpartition(b"<!--")
         if begin + rest != check_sum(graph, weights):
             return None
-        return import_openvino().Core().read_model(path, weights)
+        return core().read_model(path, weights)
     except (OSError, ValueError, RuntimeError):
         return None
 
