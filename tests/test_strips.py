@@ -352,9 +352,6 @@ def test_both_plotters_use_the_same_ticks_and_colours():
     assert [c for c in COLOURS if f'stroke="{c}"' in svg] == list(COLOURS[:2])
 
 
-# ---- many recipes --------------------------------------------------------------------------------
-
-
 # ---- the commands --------------------------------------------------------------------------------
 
 

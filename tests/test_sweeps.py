@@ -38,7 +38,7 @@ from minisd.sweeps.table import PARQUET, TABLE
 from minisd.sweeps.work import PICTURES, Outcome, Task
 from tests.chromium import NAMES, Chromium, find_chromium
 
-from .test_strips import box_of
+from .test_strips import box_of, run
 
 FIRE = Image.new("RGB", (64, 64), "white")
 FIRE.paste("red", (20, 20, 44, 50))
@@ -50,10 +50,6 @@ def folder(tmp_path, monkeypatch, emoji):
     monkeypatch.setattr("minisd.cli.studio.load", lambda *_, **__: emoji)
     FIRE.save("in.png")
     return tmp_path
-
-
-def run(line: str, status: int = 0) -> None:
-    assert main(shlex.split(line)) == status
 
 
 def rows_of(folder: Path | str) -> list[dict[str, str]]:

@@ -1,8 +1,5 @@
 """Runs -> one HTML file that holds everything and loads nothing."""
 
-import html
-import json
-import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,12 +11,14 @@ from PIL import Image
 
 from minisd.explorer.runs import Run, shrunk
 from minisd.explorer.tiles import grid, latent_tiles, picture_tile, word_shares, words_of_run
+from minisd.files.template import fill_template
 from minisd.observe.ledger import Ledger
 from minisd.observe.tiles import data_uri
 from minisd.recipes import Job, Recipe
 from minisd.recipes.recipe import OWN, name_of, option_text
 from minisd.schedule import default_schedule, levels_of
 
+FOLDER = Path(__file__).parent
 STRENGTHS = [round(i / 10, 1) for i in range(11)]
 
 
@@ -42,7 +41,7 @@ def make_page(job: Job, runs: Iterator[Run], command: str) -> str:
         "runs": run_list,
         "command": command,
     }
-    return fill_template("page", f"{job.recipe.prompt} · minisd explorer", data)
+    return fill_template(FOLDER / "page.html", f"{job.recipe.prompt} · minisd explorer", data)
 
 
 def settings_data(job: Job) -> dict[str, Any]:
@@ -62,28 +61,6 @@ def settings_data(job: Job) -> dict[str, Any]:
         "model": sd.name,
         "version": version("minisd"),
     }
-
-
-def fill_template(name: str, title: str, data: dict[str, Any]) -> str:
-    """The template NAME.html with its parts: files, the title and the data.
-
-    A prompt may contain tags. None of them can end the element that the prompt stands in: the
-    title is escaped, and the data contain no `<`.
-    """
-    folder = Path(__file__).parent
-    parts = {
-        "title": html.escape(title),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-
-    def part(match: re.Match[str]) -> str:
-        return parts[match[1]] if match[1] in parts else read_part(folder / match[1])
-
-    def read_part(path: Path) -> str:
-        text = path.read_text("utf-8")
-        return re.sub(r"\{\{([\w.]+)\}\}", part, text) if path.suffix == ".html" else text
-
-    return read_part(folder / f"{name}.html")
 
 
 def run_data(run: Run) -> dict[str, Any]:

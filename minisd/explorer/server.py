@@ -16,13 +16,13 @@ from minisd.explorer.engine import Engine, Message, QueueFull, Task
 from minisd.explorer.guard import MAX_CONNECTIONS, PATIENCE, App, guarded
 from minisd.explorer.lines import python_lines
 from minisd.explorer.live import KeptRun, Shelf, live_run
-from minisd.explorer.page import STRENGTHS, explore_command, fill_template, make_page
+from minisd.explorer.page import FOLDER, STRENGTHS, explore_command, make_page
 from minisd.explorer.settings import DRAWING, RANGES, choices, read_drawing, read_settings
+from minisd.files.template import fill_template
 from minisd.observe.trace_file import save_trace
 from minisd.recipes import Recipe
 from minisd.stable_diffusion import StableDiffusion
 
-FOLDER = Path(__file__).parent
 PARTS = {
     "studio.css": ["page.css", "studio.css"],
     "studio.js": ["viewer.js", "board.js", "studio.js"],
@@ -121,6 +121,17 @@ def trace_without_strength(kept: KeptRun) -> Mapping[str, Any]:
     return {name: v for name, v in kept.trace.settings.items() if name != "strength"}
 
 
+def channel() -> tuple[asyncio.Queue[Message | None], Callable[[Message | None], None]]:
+    """A queue of the running loop, and the function that puts messages there from any thread."""
+    loop, messages = asyncio.get_running_loop(), asyncio.Queue[Message | None]()
+
+    def send(message: Message | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(messages.put_nowait, message)
+
+    return messages, send
+
+
 def make_app(studio: Studio, token: str, port: int, ticket: str = "") -> App:
     """The ASGI app. Needs starlette."""
     from starlette.applications import Starlette  # noqa: PLC0415
@@ -129,7 +140,7 @@ def make_app(studio: Studio, token: str, port: int, ticket: str = "") -> App:
     from starlette.responses import PlainTextResponse, Response, StreamingResponse  # noqa: PLC0415
     from starlette.routing import Route  # noqa: PLC0415
 
-    page = fill_template("studio", "minisd studio", studio.page_data()).encode()
+    page = fill_template(FOLDER / "studio.html", "minisd studio", studio.page_data()).encode()
     files = {"": (page, "text/html")}
     for name, parts in PARTS.items():
         text = "\n".join((FOLDER / part).read_text("utf-8") for part in parts)
@@ -147,12 +158,7 @@ def make_app(studio: Studio, token: str, port: int, ticket: str = "") -> App:
             raise ValueError("the body is not JSON") from None
 
     async def draw(request: Request) -> Response:
-        loop, messages = asyncio.get_running_loop(), asyncio.Queue[Message | None]()
-
-        def send(message: Message | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(messages.put_nowait, message)
-
+        messages, send = channel()
         task = studio.draw(read_json(request), send)
 
         async def stream() -> AsyncIterator[bytes]:
@@ -166,12 +172,7 @@ def make_app(studio: Studio, token: str, port: int, ticket: str = "") -> App:
 
     async def in_turn(work: Callable[[], Any]) -> Any:
         """The function's value, from the engine. Raises ValueError, QueueFull."""
-        loop, messages = asyncio.get_running_loop(), asyncio.Queue[Message | None]()
-
-        def send(message: Message | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(messages.put_nowait, message)
-
+        messages, send = channel()
         studio.engine.submit(Task(lambda task: send({"kind": "value", "value": work()}), send))
         message = await messages.get()
         if message is None or message["kind"] != "value":

@@ -1,30 +1,26 @@
 """A sweep as one HTML page, to sort and to filter. It loads the pictures beside it, and no more."""
 
-import html
-import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minisd.files import is_marked, is_taken, write_file
-from minisd.files.marks import may_replace
+from minisd.files import is_marked, write_file
+from minisd.files.template import fill_template
 from minisd.recipes import Recipe
 from minisd.sweeps.axes import FIELDS
 from minisd.sweeps.recipe_lists import values_of
-from minisd.sweeps.table import Row, cell
+from minisd.sweeps.table import Row, cell, check_own
 
 PAGE = "page.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 MOST_ROWS = 50_000  # a browser needs a second for so many
 HIDDEN = {"key", "pixels", "latent", "weights"}  # hashes: they are in the table
 
 
 def check_page(folder: Path) -> None:
     """Raises ValueError if a file of another program has the page's name."""
-    path = folder / PAGE
-    if is_taken(path) and not may_replace(path, is_marked):
-        raise ValueError(f"{path} exists, and no sweep wrote it: choose another folder")
+    check_own(folder / PAGE, is_marked)
 
 
 def write_page(columns: Sequence[str], rows: Sequence[Row], folder: Path) -> Path:
@@ -59,13 +55,7 @@ def page_of(columns: Sequence[str], rows: Sequence[Row]) -> str:
         "constants": constant,
         "pictures": any(cells["file"]),
     }
-    # No text of a prompt can end the element that the data stand in: they contain no `<`.
-    parts = {
-        "title": html.escape(f"{number} · minisd sweep"),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = Path(__file__).with_name("page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return fill_template(TEMPLATE, f"{number} · minisd sweep", data)
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from minisd.files import is_taken, new_file, write_file
-from minisd.files.marks import may_replace
+from minisd.files.marks import Replaceable, may_replace
 from minisd.sweeps.axes import FIELDS
 from minisd.sweeps.folder import read_rows
 from minisd.sweeps.metrics import PREVIOUS, distance
@@ -149,7 +149,12 @@ def is_parquet(path: Path) -> bool:
 
 def check_table(folder: Path) -> None:
     """Raises ValueError if a file of another program has the table's name."""
-    for name, is_own in ((TABLE, is_table), (PARQUET, is_parquet)):
-        path = folder / name
-        if is_taken(path) and (name == TABLE or has_pyarrow()) and not may_replace(path, is_own):
-            raise ValueError(f"{path} exists, and no sweep wrote it: choose another folder")
+    check_own(folder / TABLE, is_table)
+    if has_pyarrow():
+        check_own(folder / PARQUET, is_parquet)
+
+
+def check_own(path: Path, is_own: Replaceable) -> None:
+    """Raises ValueError if the path is taken by a file that no sweep wrote."""
+    if is_taken(path) and not may_replace(path, is_own):
+        raise ValueError(f"{path} exists, and no sweep wrote it: choose another folder")

@@ -32,7 +32,6 @@ from minisd.cli.switches import (
 )
 from minisd.figures.contact_sheet import resized, sweep_sheet
 from minisd.files import check_file, check_folder, is_marked, png_bytes, write_file
-from minisd.files.marks import may_replace
 from minisd.images import open_image, resize
 from minisd.recipes import Recipe
 from minisd.recipes.dream import option_value
@@ -44,6 +43,7 @@ from minisd.sweeps.merge import merge
 from minisd.sweeps.metrics import DEFAULTS, METRICS, PREVIOUS
 from minisd.sweeps.model import Source
 from minisd.sweeps.recipe_lists import read_recipes, to_recipe, to_value
+from minisd.sweeps.table import check_own
 
 HELP = "draw many settings: a table, a page and contact sheets of them"
 SHEET = "sheet.png"
@@ -111,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_pictures:
         for path in {each for recipe in recipes for each in (recipe.image, recipe.mask) if each}:
             check_file(sheet, SHEET, [path], lambda _: True)
-        if sheet.exists() and not may_replace(sheet, is_marked):
-            raise ValueError(f"{sheet} exists, and no sweep wrote it: choose another folder")
+        check_own(sheet, is_marked)
     order, path = order_of(args)
     is_studio = order.is_here and not order.source.is_function
     model = (lambda: Studio(args).sd) if is_studio else None
