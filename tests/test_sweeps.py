@@ -293,6 +293,7 @@ def test_two_groups_of_seeds_are_one_batch_each(emoji):
 
 MODEL = """
 import os
+import time
 from pathlib import Path
 from tests.stand_ins import StandIn
 
@@ -310,6 +311,10 @@ def dies_once(drawn):
 
 def kills_the_driver(drawn):
     if drawn.recipe.seed == 5 and not Path("died").exists():
+        # The driver first writes a row of another seed.
+        rows = Path("out/rows.jsonl")
+        while not (rows.exists() and rows.stat().st_size):
+            time.sleep(0.01)
         Path("died").touch()
         os.kill(os.getppid(), 9)
     return 1
