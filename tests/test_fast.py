@@ -12,7 +12,8 @@ from PIL import Image
 
 import minisd
 from minisd import fast
-from minisd.fast import strips
+from minisd.attention import attention
+from minisd.fast import blocks, packed, strips
 from minisd.fast.halves import share_halves
 from minisd.observe.ledger import Ledger
 
@@ -49,12 +50,85 @@ def test_strips_have_no_seams(monkeypatch, dtype, tolerance, packed):
         assert (a - b).abs().max() <= tolerance * a.abs().max()
 
 
+# ---- attention in blocks -------------------------------------------------------------------------
+
+
+def attention_inputs(places, width, spread, dtype, batch=2):
+    """q, k and v. The scores' standard deviation is `spread`."""
+    rng = torch.Generator().manual_seed(3)
+    q, k, v = torch.randn(3, batch, places, width, generator=rng)
+    return [(y * spread**0.5).to(dtype) for y in (q, k)] + [v.to(dtype)]
+
+
+@pytest.mark.parametrize("spread", [1, 100])
+@pytest.mark.parametrize(("places", "rows", "heads"), [(70, 32, 3), (64, 64, 1), (65, 16, 8)])
+def test_attention_in_blocks_is_attention(monkeypatch, places, rows, heads, spread):
+    """In float64 both are the same formula: only float64 rounding is between them."""
+    monkeypatch.setattr(blocks, "ROWS", rows)
+    monkeypatch.setattr(blocks, "FEW", 1)
+    q, k, v = attention_inputs(places, 24, spread, torch.float64)
+    expected = attention(q, k, v, heads)
+    result = blocks.attention_in_blocks(q, k, v, heads)
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("spread", [0.1, 1, 4, 16])
+def test_blocks_in_bfloat16_are_nearly_as_exact(spread):
+    """Beside float64. Scores, probabilities and results are rounded, each by up to 2^-9. A score is
+    rounded by more if the guess of the largest is off: five roundings allow for that.
+    """
+    q, k, v = attention_inputs(600, 160, spread, torch.bfloat16)
+    exact = attention(q.double(), k.double(), v.double(), 4)
+    result = blocks.attention_in_blocks(q, k, v, 4)
+    assert (result.double() - exact).norm() < 5 * 2**-9 * exact.norm()
+
+
+def test_a_packed_model_works_in_blocks(monkeypatch, tiny_path):
+    """All layers of self-attention, where the processor prefers it; and the results stay."""
+    monkeypatch.setattr(blocks, "FEW", 1)
+    monkeypatch.setattr(blocks, "ROWS", 40)
+    z, image = torch.randn(1, 4, 8, 16), torch.rand(1, 3, 64, 128)
+    results, calls = [], []
+    count = blocks.attention_in_blocks
+    monkeypatch.setattr(
+        blocks, "attention_in_blocks", lambda *inputs: calls.append(1) or count(*inputs)
+    )
+    for prefers in (False, True):
+        monkeypatch.setattr(packed, "prefers_blocks", lambda dtype, prefers=prefers: prefers)
+        sd = minisd.load(tiny_path)
+        fast.pack(sd)
+        with torch.inference_mode():
+            eps = sd.unet(*guided_batch(sd, size=(16, 8)))
+            results.append((eps, sd.vae.decode(z), sd.vae.moments(image)))
+        layers = [name for name, _ in sd.unet.named_modules() if name.endswith("attn1")]
+        assert len(calls) == prefers * (len(layers) + 2)
+    for plain, in_blocks in zip(*results, strict=True):
+        assert (plain - in_blocks).abs().max() <= 1e-5 * plain.abs().max()  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    ("dtype", "products", "unit", "expected"),
+    [
+        (torch.bfloat16, True, False, True),
+        (torch.bfloat16, True, True, False),  # AMX: PyTorch's own is faster
+        (torch.bfloat16, False, False, False),
+        (torch.float32, True, False, False),
+    ],
+)
+def test_where_blocks_are_faster(monkeypatch, dtype, products, unit, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: unit)
+    assert blocks.prefers_blocks(dtype) is expected
+
+
 # ---- the two halves of a guided call -------------------------------------------------------------
 
 
-def guided_batch(sd, seed=2, size=16):
+def guided_batch(sd, seed=2, size=(16, 16)):
     """x, t, context of a guided call for one picture."""
-    x = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    height, width = size
+    x = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed))
     context = torch.cat([sd.text_states(""), sd.text_states("fire")])
     return x.repeat(2, 1, 1, 1), torch.full((2,), 500.0), context
 

@@ -14,7 +14,8 @@ In place of these, `fast.use_openvino(sd)` lets another engine compute the netwo
 `fast.tune(sd)` chooses among them, as the command line does. On a GPU, and for many pictures of one
 size, there is `fast.compile(sd)`: PyTorch's own compiler.
 
-None of them changes the arithmetic. Sums may run in another order, so results differ by rounding.
+None of them changes the arithmetic. Sums may run in another order, and in bfloat16 `pack` may round
+attention's scores to 16 bits, so results differ by rounding.
 """
 
 from minisd.fast.compiled import compile

@@ -7,6 +7,7 @@ rearranges them at each call: 1.7 GB for a UNet call in bfloat16. Here it is don
 import torch
 from torch import Tensor, nn
 
+from minisd.fast.blocks import attend_in_blocks, prefers_blocks
 from minisd.fast.halves import share_halves
 from minisd.fast.memory import give_back
 from minisd.stable_diffusion import StableDiffusion
@@ -29,6 +30,8 @@ def pack(sd: StableDiffusion) -> None:
                 elif type(child) is nn.Linear:
                     setattr(parent, name, PackedLinear(child))
     share_halves(sd.unet)
+    if prefers_blocks(next(sd.unet.parameters()).dtype):
+        attend_in_blocks(sd)
     give_back()
 
 
