@@ -34,19 +34,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import minisd
 from bench import others
 from bench.load import measure_load
-from bench.models import diffusers_img2img, load_diffusers
+from bench.models import load_diffusers
 from bench.process import in_new_process
 from minisd import fast
 from minisd.checkpoint.architecture import unet_table
@@ -101,7 +97,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--plain", action="store_true", help="without minisd.fast")
-    parser.add_argument("--runs", action="store_true", help="also whole runs of 20 steps: minutes")
     parser.add_argument("--others", default="", help=f"{', '.join(others.SYSTEMS)}, on the CPU")
     parser.add_argument("--engine", action="store_true", help="also minisd with fast.use_openvino")
     parser.add_argument("--quick", action="store_true", help="everything, with a small model")
@@ -111,7 +106,7 @@ def arguments() -> argparse.Namespace:
     if not set(args.others) <= set(others.SYSTEMS):
         parser.error(f"--others can be {', '.join(others.SYSTEMS)}")
     if args.quick:
-        args.sizes, args.pairs, args.runs, args.threads = "64", 2, True, 1
+        args.sizes, args.pairs, args.threads = "64", 2, 1
     return args
 
 
@@ -144,9 +139,8 @@ def compare(
         "minisd": sd.vae.decode,
         "diffusers": lambda x: vae.decode((x / 0.18215).to(dtype)).sample.float(),
     }
-    models = {"minisd": sd}
     if args.engine:
-        models["engine"] = engine = minisd.load(path, device=device, dtype=dtype)
+        engine = minisd.load(path, device=device, dtype=dtype)
         fast.use_openvino(engine, folder=path.parent / "converted")
         unets["engine"], encoders["engine"] = engine.unet, engine.vae.moments
         decoders["engine"] = engine.vae.decode
@@ -186,10 +180,6 @@ def compare(
             yield from time_pairs(f"encode, {size}", calls, device, args.pairs)
             calls = {system: partial(decode, x[:1]) for system, decode in decoders.items()}
             yield from time_pairs(f"decode, {size}", calls, device, args.pairs)
-            if args.runs:
-                runs = whole_runs(models, unet, vae, size, dtype)
-                name = f"img2img, 20 steps, {size}"
-                yield from time_pairs(name, runs, device, min(args.pairs, 3))
 
 
 def loads(
@@ -221,37 +211,6 @@ def guided_tflop(size: int, table: Table = SD1) -> float:
         x, context = torch.empty(2, 4, size // 8, size // 8), torch.empty(2, 77, table.c_context)
         UNet(table)(x, torch.empty(2), context)
     return counter.get_total_flops() / 1e12
-
-
-def whole_runs(
-    models: dict[str, minisd.StableDiffusion],
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    size: int,
-    dtype: torch.dtype,
-) -> dict[str, Callable[[], Tensor]]:
-    """img2img with DDIM, 20 steps at strength 1, from a picture to a picture.
-
-    DDIM, because both systems run the same timesteps with it. Diffusers' LMS computes another
-    result.
-    """
-    draw = diffusers_img2img(unet, vae, dtype)
-    # minisd encodes to the mean.
-    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size, size, 3), np.uint8))
-    sd = models["minisd"]
-    states = sd.text_encoder(sd.tokenizer(["a fire, burning", ""]))
-
-    def ours(sd: minisd.StableDiffusion) -> Tensor:
-        settings = {"steps": 20, "strength": 1.0, "sampler": "ddim", "seed": 0}
-        result = minisd.img2img(sd, states[:1], picture, negative_prompt=states[1:], **settings)
-        return torch.from_numpy(np.array(result.image)).float()
-
-    def theirs() -> Tensor:
-        return torch.from_numpy(np.array(draw(picture, states, 20))).float()
-
-    runs = {name: partial(ours, each) for name, each in models.items()}
-    return {"minisd": runs.pop("minisd"), "diffusers": theirs, **runs}
 
 
 # ---- timing --------------------------------------------------------------------------------------
