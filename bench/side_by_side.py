@@ -16,19 +16,17 @@ Each row is timed in pairs, first one system, then the other. It shows
 Without FILE, it makes weights of SD 1.x's size: the speed does not depend on their values. With
 `--quick`, it makes a small model, to check that everything runs.
 
-`--engine` also measures minisd with `fast.use_openvino`, in turn, and
-`--others openvino,onnxruntime` (pip install '.[bench]') those two with models of minisd's.
+Each system runs in a process of its own, as bench/systems.py says. `--others engine,openvino` also
+measures minisd with `fast.use_openvino`, and OpenVINO alone (pip install '.[bench]').
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -39,25 +37,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import minisd
-from bench import others
 from bench.load import measure_load
-from bench.models import load_diffusers
 from bench.process import in_new_process
-from minisd import fast
-from minisd.checkpoint.architecture import unet_table
+from bench.systems import Worker, table_of
 from minisd.checkpoint.seeded import save_seeded
-from minisd.guidance import Guided
 from minisd.unet import SD1, Table, UNet
 
+OTHERS = {"engine", "plain", "openvino", "onnxruntime"}
 UNITS = {"matrix product": "TFLOP/s", "3x3 convolution": "TFLOP/s", "copy": "GB/s"}
 
 
 def main() -> None:
-    args = arguments()
-    device, rows = torch.device(args.device), []
+    args, rows = arguments(), []
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, diffusers {version('diffusers')}, {machine(device)}")
+    facts = f"{machine(args.device)}, {args.threads} threads"
+    print(f"torch {torch.__version__}, diffusers {version('diffusers')}, {facts}")
     with tempfile.TemporaryDirectory() as folder:
         path, small = Path(folder) / "sd.safetensors", Path(folder) / "small.safetensors"
         save_seeded(small, tiny=True)
@@ -69,20 +63,20 @@ def main() -> None:
         # Loads come first: once a model here has the file mapped, it stays in the cache.
         load_rows = {name: [*loads(path, small, dtype, args)] for name, dtype in dtypes.items()}
         for name, dtype in dtypes.items():
-            rates = machine_rates(device, dtype)
+            rates = machine_rates(torch.device(args.device), dtype)
             print(f"\n{name}: " + ", ".join(f"{k} {v:.2f} {UNITS[k]}" for k, v in rates.items()))
             columns = f"{'minisd':>9} {'other':>9} {'ratio':>6}  {'spread':13}{'first':>6}  apart"
             print(f"{'':33} {'beside':11} {columns}")
-            for row in chain(load_rows[name], compare(path, device, dtype, args)):
+            for row in chain(load_rows[name], compare(path, dtype, args)):
                 work = row.get("tflop", 0) / rates["matrix product"]
                 row["shares"] = [work / row[key] for key in ("minisd", "other")]
                 rows.append({"dtype": name, **row})
                 print(line_of(row), flush=True)
             rows.append({"dtype": name, "rates": rates})
     if args.json:
-        facts = {"machine": machine(device), "torch": torch.__version__}
-        facts["diffusers"] = version("diffusers")
-        Path(args.json).write_text(json.dumps({**facts, "rows": rows}, indent=1))
+        versions = {name: version(name) for name in ("torch", "diffusers")}
+        result = {"machine": facts, **versions, "rows": rows}
+        Path(args.json).write_text(json.dumps(result, indent=1))
 
 
 def arguments() -> argparse.Namespace:
@@ -96,15 +90,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--plain", action="store_true", help="without minisd.fast")
-    parser.add_argument("--others", default="", help=f"{', '.join(others.SYSTEMS)}, on the CPU")
-    parser.add_argument("--engine", action="store_true", help="also minisd with fast.use_openvino")
+    parser.add_argument("--others", default="", help="engine, plain, openvino, onnxruntime")
     parser.add_argument("--quick", action="store_true", help="everything, with a small model")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     args = parser.parse_args()
     args.others = args.others.split(",") if args.others else []
-    if not set(args.others) <= set(others.SYSTEMS):
-        parser.error(f"--others can be {', '.join(others.SYSTEMS)}")
+    if not set(args.others) <= OTHERS:
+        parser.error(f"--others can be {', '.join(sorted(OTHERS))}")
     if args.quick:
         args.sizes, args.pairs, args.threads = "64", 2, 1
     return args
@@ -113,73 +105,25 @@ def arguments() -> argparse.Namespace:
 # ---- the rows ------------------------------------------------------------------------------------
 
 
-def compare(
-    path: Path, device: torch.device, dtype: torch.dtype, args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def compare(path: Path, dtype: torch.dtype, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of everything but loading."""
-    sd = minisd.load(path, device=device, dtype=dtype)
-    table = unet_table({name: tuple(w.shape) for name, w in sd.unet.state_dict().items()})
-    text_encoder, unet, vae = load_diffusers(path, device, dtype)
-    if not args.plain:
-        start = time.perf_counter()
-        fast.work_in_strips(sd)
-        if device.type == "cpu":
-            fast.pack(sd)
-        print(f"(packing took {time.perf_counter() - start:.1f} s)")
-
-    unets = {
-        "minisd": sd.unet,
-        "diffusers": lambda x, t, context: unet(x.to(dtype), t, context.to(dtype)).sample.float(),
-    }
-    encoders = {
-        "minisd": sd.vae.moments,
-        "diffusers": lambda image: vae.encode(image.to(dtype)).latent_dist.parameters.float(),
-    }
-    decoders = {
-        "minisd": sd.vae.decode,
-        "diffusers": lambda x: vae.decode((x / 0.18215).to(dtype)).sample.float(),
-    }
-    if args.engine:
-        engine = minisd.load(path, device=device, dtype=dtype)
-        fast.use_openvino(engine, folder=path.parent / "converted")
-        unets["engine"], encoders["engine"] = engine.unet, engine.vae.moments
-        decoders["engine"] = engine.vae.decode
-    for system in args.others:
-        if dtype in others.DTYPES[system]:
-            plain = minisd.load(path)
-            settings = (dtype, args.threads)
-            unets[system] = others.compiled(system, plain.unet, *settings)
-            moments, decode = (others.Method(plain.vae, name) for name in ("moments", "decode"))
-            encoders[system] = others.compiled(system, moments, *settings)
-            decoders[system] = others.compiled(system, decode, *settings)
-
-    tokens = sd.tokenizer(["a fire, burning", ""]).to(device)
-    text_encoders = {
-        "minisd": lambda: sd.text_encoder(tokens),
-        "diffusers": lambda: text_encoder(tokens).last_hidden_state,
-    }
-    with torch.inference_mode():
-        yield from time_pairs("text, two prompts", text_encoders, device, args.pairs)
-        states = sd.text_encoder(tokens)
-        sizes = sorted(map(int, args.sizes.split(",")))
-        for size in sizes:
-            rng = torch.Generator().manual_seed(0)
-            image = torch.rand(1, 3, size, size, generator=rng).to(device) * 2 - 1
-            for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
-                x = torch.randn(batch, 4, size // 8, size // 8, generator=rng).to(device)
-                calls = {  # at sigma 3, guidance 7.5
-                    system: partial(Guided(network, states[:1], states[1:], 7.5), x, 3.0)
-                    for system, network in unets.items()
-                }
-                name = f"guided UNet call, {size}"
-                if batch > 1:
-                    name += f", each of {batch}"
-                for row in time_pairs(name, calls, device, args.pairs, batch):
-                    yield {**row, "tflop": guided_tflop(size, table)}
-            calls = {system: partial(encode, image) for system, encode in encoders.items()}
-            yield from time_pairs(f"encode, {size}", calls, device, args.pairs)
-            calls = {system: partial(decode, x[:1]) for system, decode in decoders.items()}
-            yield from time_pairs(f"decode, {size}", calls, device, args.pairs)
+    systems = ["minisd", "diffusers", *args.others]
+    if dtype != torch.float32:
+        systems = [system for system in systems if system != "onnxruntime"]  # it has no kernels
+    settings = (path, dtype, args.device, args.threads)
+    workers = {system: Worker(system, *settings) for system in systems}
+    sizes, table = sorted(map(int, args.sizes.split(","))), table_of(path)
+    readers = {system: workers[system] for system in ("minisd", "diffusers")}
+    yield from time_pairs("text, two prompts", readers, args.pairs, 1, "read")
+    for size in sizes:
+        for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
+            name = f"guided UNet call, {size}"
+            if batch > 1:
+                name += f", each of {batch}"
+            for row in time_pairs(name, workers, args.pairs, batch, "call", size, batch):
+                yield {**row, "tflop": guided_tflop(size, table)}
+        yield from time_pairs(f"encode, {size}", workers, args.pairs, 1, "encode", size)
+        yield from time_pairs(f"decode, {size}", workers, args.pairs, 1, "decode", size)
 
 
 def loads(
@@ -218,37 +162,27 @@ def guided_tflop(size: int, table: Table = SD1) -> float:
 
 def time_pairs(
     name: str,
-    runs: Mapping[str, Callable[[], Tensor]],
-    device: torch.device,
+    workers: Mapping[str, Worker],
     n_pairs: int,
-    pictures: int = 1,
+    pictures: int,
+    task: str,
+    *numbers: int,
 ) -> list[dict[str, Any]]:
     """A row for minisd beside each other system, all of them timed in turn; seconds a picture."""
     results, first = {}, {}
-    for system, run in runs.items():  # the first call is not counted
-        results[system], first[system] = timed(run, device)
-    times: dict[str, list[float]] = {system: [] for system in runs}
+    for system, worker in workers.items():  # the first call is not counted
+        results[system], first[system] = worker.measure(task, *numbers)
+    times: dict[str, list[float]] = {system: [] for system in workers}
     for _ in range(n_pairs):
-        for system, run in runs.items():
-            times[system].append(timed(run, device)[1] / pictures)
-    gc.collect()
+        for system, worker in workers.items():
+            times[system].append(worker.measure(task, *numbers)[1] / pictures)
     rows = []
-    for system in list(runs)[1:]:
-        a, b = results["minisd"].float(), results[system].float()
+    for system in list(workers)[1:]:
+        a, b = results["minisd"], results[system]
         apart = ((a - b).abs().max() / b.abs().max()).item()
         seconds_first = first["minisd"] / pictures
         rows.append(row_of(name, system, times["minisd"], times[system], apart, seconds_first))
     return rows
-
-
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
 
 
 def row_of(
@@ -295,7 +229,14 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """The machine's own rates of matrix products, convolutions and copying, in UNITS."""
 
     def fastest(run: Callable[[], Tensor]) -> float:
-        return min([timed(run, device)[1] for _ in range(6)][1:])
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
 
     with torch.inference_mode():
         n = 8192 if device.type == "cuda" else 2048
@@ -309,12 +250,12 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     return {"matrix product": matrix, "3x3 convolution": conv, "copy": copy}
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
+def machine(device: str) -> str:
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().split("\n")
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
+    return names[0] if names else "CPU"
 
 
 if __name__ == "__main__":

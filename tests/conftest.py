@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.fixture(autouse=True)
+def memory_is_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no command lets the tests' own process keep its memory."""
+    monkeypatch.setattr("minisd.fast.tuned.is_plentiful", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_seeded(tmp_path_factory.mktemp("weights") / "tiny.safetensors", tiny=True)

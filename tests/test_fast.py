@@ -13,7 +13,7 @@ from PIL import Image
 import minisd
 from minisd import fast
 from minisd.attention import attention
-from minisd.fast import blocks, packed, strips
+from minisd.fast import blocks, memory, packed, strips, tuned
 from minisd.fast.halves import share_halves
 from minisd.observe.ledger import Ledger
 
@@ -278,3 +278,36 @@ print(pages() - before)
         for call in ("keep_memory()", "")
     )
     assert kept < plain / 4
+
+
+@pytest.mark.parametrize("plentiful", [False, True])
+def test_tuning_a_large_model(monkeypatch, tiny_path, plentiful):
+    """On a CPU it is packed, in float32 too. Memory is kept where there is enough of it."""
+    kept = []
+    monkeypatch.setattr(tuned, "is_plentiful", lambda: plentiful)
+    monkeypatch.setattr(tuned, "keep_memory", lambda: kept.append(True))
+    sd = minisd.load(tiny_path)
+    sd.native_size = 256
+    fast.tune(sd)
+    assert type(sd.unet.out[2]).__name__ == "PackedConv2d"
+    assert kept == [True] * plentiful
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MemTotal: 64000000 kB\nMemAvailable:    9000000 kB\n", True),
+        ("MemTotal: 64000000 kB\nMemAvailable:    7000000 kB\n", False),
+        ("MemTotal: 64000000 kB\n", False),
+        ("MemAvailable: many kB\n", False),
+        (None, False),  # no such file
+    ],
+)
+def test_plentiful_memory(monkeypatch, text, expected):
+    def read_text(path):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(memory.Path, "read_text", read_text)
+    assert memory.is_plentiful() is expected

@@ -7,7 +7,7 @@
     sd = minisd.load("sd-v1-4.ckpt", dtype=torch.bfloat16)
     fast.pack(sd)            # CPU: lay the weights out once as oneDNN needs them (if can_pack(sd))
     fast.work_in_strips(sd)  # large pictures: the autoencoder works on a few rows at a time
-    fast.keep_memory()       # Linux: a tenth faster or more, for 0.5 GB or more
+    fast.keep_memory()       # Linux: a tenth faster, for up to 1.5 GB that stay in use
 
 In place of these, `fast.use_openvino(sd)` lets another engine compute the networks on a CPU.
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from contextlib import suppress
+from pathlib import Path
 
 # Options of mallopt, from glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
@@ -12,6 +13,15 @@ def give_back() -> None:
     weights. Does nothing on systems with another C library."""
     with suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_plentiful() -> bool:
+    """Whether 8 GB are available, of which kept memory takes one. False if that is unknown."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(available) >= 8_000_000  # kB
+    return False
 
 
 def keep_memory() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from minisd.exact_mode import is_exact
+from minisd.fast.memory import is_plentiful, keep_memory
 from minisd.fast.openvino import use_openvino
 from minisd.fast.packed import can_pack, pack
 from minisd.fast.strips import work_in_strips
@@ -30,6 +31,7 @@ def tune(
         use_openvino(sd, report)
     elif sd.native_size >= 256 and not is_exact():
         work_in_strips(sd)
-        # In float32 packing gains only a tenth, and would hold the weights twice for a while.
-        if next(sd.unet.parameters()).dtype != torch.float32 and can_pack(sd):
+        if can_pack(sd):
             pack(sd)
+        if is_plentiful():
+            keep_memory()

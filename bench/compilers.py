@@ -54,7 +54,6 @@ def onnxruntime(
 
 
 SYSTEMS = {"openvino": openvino, "onnxruntime": onnxruntime}
-DTYPES = {"openvino": tuple(OPENVINO_NAMES), "onnxruntime": (torch.float32,)}
 
 
 class Method(nn.Module):
@@ -68,7 +67,7 @@ class Method(nn.Module):
         return getattr(self.model, self.name)(*inputs)
 
 
-def compiled(system: str, module: nn.Module, dtype: torch.dtype, threads: int) -> Callable:
+def compiled(system: str, module: nn.Module, *, dtype: torch.dtype, threads: int) -> Callable:
     """The module's function on that system. It is compiled again when the shapes change."""
     run, shapes = None, None
 
