@@ -36,8 +36,8 @@ def measure(system: str, path: Path, dtype: torch.dtype, task: str) -> tuple[int
         sd = minisd.load(path, dtype=dtype)
         if system == "minisd":  # as the command line does
             fast.work_in_strips(sd)
-            if dtype != torch.float32:
-                fast.pack(sd)
+            fast.pack(sd)
+            fast.keep_memory()
     loaded = resident() - before
     reset_peak()
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (512, 512, 3), np.uint8))

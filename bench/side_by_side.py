@@ -111,11 +111,13 @@ def compare(path: Path, dtype: torch.dtype, args: argparse.Namespace) -> Iterato
     if dtype != torch.float32:
         systems = [system for system in systems if system != "onnxruntime"]  # it has no kernels
     settings = (path, dtype, args.device, args.threads)
-    workers = {system: Worker(system, *settings) for system in systems}
     sizes, table = sorted(map(int, args.sizes.split(","))), table_of(path)
-    readers = {system: workers[system] for system in ("minisd", "diffusers")}
-    yield from time_pairs("text, two prompts", readers, args.pairs, 1, "read")
     for size in sizes:
+        # New for each size: a convolution is packed for the size that it meets first.
+        workers = {system: Worker(system, *settings) for system in systems}
+        if size == sizes[0]:
+            readers = {system: workers[system] for system in ("minisd", "diffusers")}
+            yield from time_pairs("text, two prompts", readers, args.pairs, 1, "read")
         for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
             name = f"guided UNet call, {size}"
             if batch > 1:
@@ -124,6 +126,8 @@ def compare(path: Path, dtype: torch.dtype, args: argparse.Namespace) -> Iterato
                 yield {**row, "tflop": guided_tflop(size, table)}
         yield from time_pairs(f"encode, {size}", workers, args.pairs, 1, "encode", size)
         yield from time_pairs(f"decode, {size}", workers, args.pairs, 1, "decode", size)
+        for worker in workers.values():
+            worker.close()
 
 
 def loads(

@@ -196,6 +196,9 @@ class Worker:
         result, seconds = self.pool.submit(perform, task, *numbers).result()
         return torch.from_numpy(result), seconds
 
+    def close(self) -> None:
+        self.pool.shutdown()
+
 
 system: System  # of a worker's process
 

@@ -59,7 +59,8 @@ def main() -> None:
                         path.write_text(json.dumps(measured, indent=1))
                         print(f"{key}: {system} {seconds:.1f} s", flush=True)
                 compare(pictures)
-                del worker, workers
+                for worker in workers.values():
+                    worker.close()
             print("\n".join(table(key, times)))
 
 
