@@ -50,7 +50,7 @@ def groups() -> dict[str, Rows]:
         short = [key for key in ("CUDA graph", "reduce-overhead", "channels_last") if key in name]
         label = ", ".join(["guided UNet call", *short[:1]])
         h100.append((label, {"minisd": float(theirs) / float(ours)}))
-    for name, ours, theirs in table("| whole runs of 20 steps"):
+    for name, ours, theirs in table("| whole runs of 20 steps, 1 picture"):
         label = name.replace("`", "")
         h100.append((f"20 steps, {label}", {"minisd": seconds(ours) / seconds(theirs)}))
     return {
