@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -477,6 +478,8 @@ class Terminal:
         self.text = b""
         self.process, self.end = pty.fork()
         if self.process == 0:
+            # A shell that runs the tests in the background lets them ignore Ctrl-C.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(folder)
             environment = {"HOME": str(folder), "INPUTRC": "/dev/null", "TERM": "dumb"}
             environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
