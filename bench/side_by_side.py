@@ -39,11 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.load import measure_load
 from bench.process import in_new_process
-from bench.systems import Worker, table_of
+from bench.systems import SYSTEMS, Worker, table_of, workers_for
 from minisd.checkpoint.seeded import save_seeded
 from minisd.unet import SD1, Table, UNet
 
-OTHERS = {"engine", "plain", "openvino", "onnxruntime"}
+OTHERS = sorted(SYSTEMS.keys() - {"minisd", "diffusers", "cpp"})
 UNITS = {"matrix product": "TFLOP/s", "3x3 convolution": "TFLOP/s", "copy": "GB/s"}
 
 
@@ -90,13 +90,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--others", default="", help="engine, plain, openvino, onnxruntime")
+    parser.add_argument("--others", default="", help=", ".join(OTHERS))
     parser.add_argument("--quick", action="store_true", help="everything, with a small model")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     args = parser.parse_args()
     args.others = args.others.split(",") if args.others else []
-    if not set(args.others) <= OTHERS:
-        parser.error(f"--others can be {', '.join(sorted(OTHERS))}")
+    if not set(args.others) <= set(OTHERS):
+        parser.error(f"--others can be {', '.join(OTHERS)}")
     if args.quick:
         args.sizes, args.pairs, args.threads = "64", 2, 1
     return args
@@ -114,20 +114,18 @@ def compare(path: Path, dtype: torch.dtype, args: argparse.Namespace) -> Iterato
     sizes, table = sorted(map(int, args.sizes.split(","))), table_of(path)
     for size in sizes:
         # New for each size: a convolution is packed for the size that it meets first.
-        workers = {system: Worker(system, *settings) for system in systems}
-        if size == sizes[0]:
-            readers = {system: workers[system] for system in ("minisd", "diffusers")}
-            yield from time_pairs("text, two prompts", readers, args.pairs, 1, "read")
-        for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
-            name = f"guided UNet call, {size}"
-            if batch > 1:
-                name += f", each of {batch}"
-            for row in time_pairs(name, workers, args.pairs, batch, "call", size, batch):
-                yield {**row, "tflop": guided_tflop(size, table)}
-        yield from time_pairs(f"encode, {size}", workers, args.pairs, 1, "encode", size)
-        yield from time_pairs(f"decode, {size}", workers, args.pairs, 1, "decode", size)
-        for worker in workers.values():
-            worker.close()
+        with workers_for(systems, *settings) as workers:
+            if size == sizes[0]:
+                readers = {system: workers[system] for system in ("minisd", "diffusers")}
+                yield from time_pairs("text, two prompts", readers, args.pairs, 1, "read")
+            for batch in map(int, args.batches.split(",") if size == sizes[0] else "1"):
+                name = f"guided UNet call, {size}"
+                if batch > 1:
+                    name += f", each of {batch}"
+                for row in time_pairs(name, workers, args.pairs, batch, "call", size, batch):
+                    yield {**row, "tflop": guided_tflop(size, table)}
+            yield from time_pairs(f"encode, {size}", workers, args.pairs, 1, "encode", size)
+            yield from time_pairs(f"decode, {size}", workers, args.pairs, 1, "decode", size)
 
 
 def loads(

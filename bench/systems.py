@@ -13,13 +13,15 @@ One process for each, because memory that one keeps (fast.keep_memory) would spe
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,8 +198,16 @@ class Worker:
         result, seconds = self.pool.submit(perform, task, *numbers).result()
         return torch.from_numpy(result), seconds
 
-    def close(self) -> None:
-        self.pool.shutdown()
+
+@contextmanager
+def workers_for(systems: Iterable[str], *settings: Any) -> Iterator[dict[str, Worker]]:
+    """A worker for each of these systems, by name. Their processes end with the block."""
+    workers = {system: Worker(system, *settings) for system in systems}
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.pool.shutdown()
 
 
 system: System  # of a worker's process

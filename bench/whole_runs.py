@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench.process import in_new_process
 from bench.side_by_side import machine
-from bench.systems import SYSTEMS, Worker
+from bench.systems import SYSTEMS, workers_for
 from minisd.checkpoint.seeded import save_seeded
 
 
@@ -48,19 +48,18 @@ def main() -> None:
             measured[key] = times
             if n_rounds < args.rounds:
                 settings = (weights, getattr(torch, dtype), args.device, args.threads)
-                workers = {system: Worker(system, *settings) for system in args.systems}
-                for worker in workers.values():
-                    worker.measure("draw", args.size, 1)  # not counted
-                pictures = {}
-                for _ in range(n_rounds, args.rounds):
-                    for system, worker in workers.items():
-                        pictures[system], seconds = worker.measure("draw", args.size, args.steps)
-                        times[system].append(seconds)
-                        path.write_text(json.dumps(measured, indent=1))
-                        print(f"{key}: {system} {seconds:.1f} s", flush=True)
-                compare(pictures)
-                for worker in workers.values():
-                    worker.close()
+                with workers_for(args.systems, *settings) as workers:
+                    for worker in workers.values():
+                        worker.measure("draw", args.size, 1)  # not counted
+                    pictures = {}
+                    for _ in range(n_rounds, args.rounds):
+                        for system, worker in workers.items():
+                            result = worker.measure("draw", args.size, args.steps)
+                            pictures[system], seconds = result
+                            times[system].append(seconds)
+                            path.write_text(json.dumps(measured, indent=1))
+                            print(f"{key}: {system} {seconds:.1f} s", flush=True)
+                    compare(pictures)
             print("\n".join(table(key, times)))
 
 
