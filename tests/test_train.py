@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import minisd
+from minisd.guidance import Guided
 from minisd.tokenizer import END, Tokenizer
 from minisd.unet import SD1
 from weights.train import __main__ as train_main
@@ -35,6 +36,7 @@ from weights.train import (
     profiles,
 )
 from weights.train.cache import Cache
+from weights.train.enlarge import enlarge
 from weights.train.export import resume
 from weights.train.pictures import Background, Company, on_white
 from weights.train.pool import draw_pool
@@ -249,17 +251,40 @@ def test_the_noise_level_decides_which_pictures_are_learned() -> None:
     latents = kinds.half()[:, None, None, None].expand(-1, 4, 2, 2)
     tokens = torch.full((120, 2, captions.PLACES), END, dtype=torch.int32)
     choice = diffusion.Choice(Cache(latents, tokens, counts, 4, {}), 4000, seed=0)
-    x0, _, t, abar, noise = choice(0)
-    assert torch.equal(x0, choice(0)[0]) and not torch.equal(noise, choice(1)[4])
+    x0, _, t, abar, present, noise = choice(0)
+    assert torch.equal(x0, choice(0)[0]) and not torch.equal(noise, choice(1)[5])
     assert torch.equal(t.sort().values, torch.arange(1000).repeat_interleave(4))
     assert torch.allclose(abar, torch.tensor(diffusion.ABAR, dtype=torch.float32)[t])
     kind = x0[:, 0, 0, 0].long()
-    assert (kind[t >= 860] == 0).all()
-    assert (kind[t >= 720] < 2).all()
+    assert (kind[t >= 930] == 0).all()
+    assert (kind[t >= 820] < 2).all()
     low = torch.bincount(kind[t < 300], minlength=3) / (t < 300).sum()
     expected = torch.tensor(diffusion.KINDS_AT[0])
     assert (low - expected).abs().max() < 0.06  # four standard deviations of 1,200 draws
     assert torch.allclose(diffusion.kind_shares().sum(1), torch.ones(1000))
+    sigma = (1 / abar - 1).sqrt()
+    is_partly = present < 1
+    assert not is_partly[sigma <= diffusion.FROM_NOISE].any()
+    high = sigma > diffusion.FROM_NOISE
+    assert abs(is_partly[high].float().mean() - 0.5) < 0.06
+    assert torch.allclose(present[is_partly], 1 - sigma[is_partly] / 14.6146, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_x0_follows_from_the_target_whatever_share_of_it_the_network_sees(share: float) -> None:
+    """A model that knows x0 and returns (x - sqrt(abar) x0) / sqrt(1 - abar) has no loss."""
+    x0, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    abar = torch.tensor([0.005, 0.2, 0.9])
+    a, b = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
+
+    class Knows(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return (x - a * x0) / b
+
+    models = torch.nn.ModuleDict({"unet": Knows(), "text_encoder": torch.nn.Identity()})
+    t, present = torch.tensor([990, 700, 100]), torch.full((3,), share)
+    losses = diffusion.eps_loss(models, x0, torch.zeros(3, 77), t, abar, present, noise)
+    assert max(map(float, losses)) < 1e-9
 
 
 def test_a_small_pack_keeps_the_held_out_pictures(pack: data.Pack, tmp_path: Path) -> None:
@@ -314,7 +339,7 @@ def test_scale_is_folded_into_the_weights(pack: data.Pack) -> None:
     z = vae.encode(images)
     assert torch.allclose(vae.decode(z), before, atol=1e-4)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
-    assert torch.allclose(z.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+    assert torch.allclose(z.std((0, 2, 3)), torch.full((4,), autoencoder.STD), atol=1e-3)
     # The posterior's spread is scaled too.
     spread, old_spread = (torch.exp(0.5 * m[:, 4:]) for m in (vae.moments(images), moments))
     ratio = z.std((0, 2, 3)) / moments[:, :4].std((0, 2, 3)) / autoencoder.SCALE
@@ -389,6 +414,28 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["state.pt"]
 
 
+@torch.inference_mode()
+def test_a_file_with_larger_latents_shows_the_same_pictures(
+    toy: Path, tmp_path: Path, pack: data.Pack
+) -> None:
+    with torch.inference_mode(False):
+        missed = enlarge(toy / "model.safetensors", tmp_path / "new.safetensors")
+    assert missed < 0.05  # the small model's: 0.04 %; the toy has half of its frequencies
+    old, new = map(minisd.load, (toy / "model.safetensors", tmp_path / "new.safetensors"))
+    images = on_white(pack.rgba[:8])
+    z, z_old = new.vae.encode(images), old.vae.encode(images)
+    assert torch.allclose(z, 2 * z_old, atol=0.02)  # the weights are rounded to float16
+    assert torch.allclose(new.vae.decode(z), old.vae.decode(z_old), atol=0.02)
+    # Where the first convolution's factor is right, the UNet predicts what the old one does.
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    context = old.text_states("").expand(8, -1, -1)
+    predicted = [
+        Guided(sd.unet, context, context, 1.0)(clean + sigma * noise, sigma) - noise
+        for sd, clean, sigma in ((old, z_old, 0.5), (new, z, 1.0))
+    ]
+    assert (predicted[1] - predicted[0]).square().mean() < 0.01 * predicted[0].square().mean()
+
+
 def test_gradients_of_the_parts_of_a_batch_sum_to_the_batch_s() -> None:
     """For a batch that does not divide evenly. Float32 sums are in another order."""
     torch.manual_seed(0)
@@ -430,7 +477,7 @@ def test_the_exported_file_is_a_checkpoint_that_draws(
     assert result.image.size == (32, 32)
     pack = data.read(EMOJI, 32)
     z = sd.vae.encode(on_white(pack.rgba))
-    assert 0.6 < z.std() < 1.5
+    assert 0.6 < z.std() / autoencoder.STD < 1.5
     for file in ("reconstructions.png", "samples.png"):
         assert (folder / file).exists()
 

@@ -3,30 +3,37 @@
 The eps objective on SD's own schedule (Ho et al. 2020; minisd.schedule): the network gets
 sqrt(abar) * x0 + sqrt(1 - abar) * noise, and must predict the noise.
 
-The squared error is weighted by min(SNR + 0.1, 5) / SNR, where SNR = abar / (1 - abar). The squared
-error of x0 is that of eps divided by SNR. So the error of x0 is weighted by SNR + 0.1, but at most
-by 5.
+The squared error is weighted by min(SNR + 0.1, 5) / SNR, where SNR = STD^2 abar / (1 - abar), and
+STD is that of the latents, 2. The squared error of x0, as a share of its variance, is that of eps
+divided by SNR. So the error of x0 is weighted by SNR + 0.1, but at most by 5.
 
 - The cap is that of min-SNR (Hang et al. 2023). Without it the network would spend its effort on
-  t = 0, where the latent's variance is 1,172 times the noise's.
+  t = 0, where the latent's variance is 4,690 times the noise's.
 - The floor is for the noisiest levels, where only the prompt decides what the picture becomes.
-  There the plain eps loss has the weight SNR, 1/200, so the prompt is learned last. A floor of 1,
+  There the plain eps loss has the weight SNR, 1/53, so the prompt is learned last. A floor of 1,
   which is v-prediction's weight (Salimans & Ho 2022), is too much. Most of the error there comes
   from things that the network cannot know, such as background and place. That error drowned the
   details, which are learned at the levels between.
 
 At the highest level one caption in ten is empty, because guidance compares with the empty prompt
-(Ho & Salimans 2022). With less noise more captions are empty, up to one in two. From sigma 2 down,
+(Ho & Salimans 2022). With less noise more captions are empty, up to one in two. From sigma 3.2 down
 more and more of the other captions are those of another picture: where the picture itself shows the
 subject, the network learns to ignore the prompt. Without this, the small network's predictions with
 and without the prompt differ by chance there. Guidance of 7.5 multiplies that difference at every
-step, and the result is confetti. Above sigma 1 the same guidance only helps. (Kynkaanniemi et al.
-2024 switch it off below. Here the network learns that, and the sampler stays as it is.)
+step, and the result is confetti. With more noise the same guidance only helps. (Kynkaanniemi et al.
+2024 switch it off below some level. Here the network learns that, and the sampler stays as it is.)
 
 The pictures depend on the noise level too (`KINDS_AT`). With much noise they are the things that
 the prompts name. With little noise, many are pictures of anything, with any caption or none: there
 the network must keep what it sees. Between are rough drawings of the things, with the same captions
 as the things, so that img2img changes a drawing gradually.
+
+Text-to-image starts from noise alone, with nothing of a picture in it. Even the noisiest level of
+the schedule is not like that: its x holds 0.07 x0, and x0 is twice as large as SD's. A network that
+has only seen such x takes the chance mean of the noise for that of a picture. (Lin et al. 2024, who
+saw this in SD, change the schedule.) So above sigma 2, half of the pictures are in x only with the
+share 1 - sigma / 14.6. That is x on the straight way from noise alone to a picture. The target is
+the noise that gives all of x0, so `x0 = x - sigma * eps` still holds.
 """
 
 from dataclasses import dataclass
@@ -41,23 +48,26 @@ from minisd.schedule import ABAR
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import END, LENGTH, START
 from weights.train import loop
+from weights.train.autoencoder import STD
 from weights.train.cache import Cache
 from weights.train.profiles import Profile, new_unet
 
 FLOOR, CAP = 0.1, 5.0
 EMPTY = (0.1, 0.5)  # the share of empty captions where sqrt(abar) is 0, and where it is 1
 # The values of sqrt(abar) between which the share of wrong captions rises from 0 to WRONG_SHARE;
-# they are those of sigma 2 and sigma 0.5.
-WRONG, WRONG_SHARE = (0.45, 0.9), 0.9
+# they are those of sigma 3.2 and sigma 0.9.
+WRONG, WRONG_SHARE = (0.3, 0.75), 0.9
+# Above this sigma, this share of the pictures is only in part in x.
+FROM_NOISE, FROM_NOISE_SHARE = 2.0, 0.5
 PLAIN_SHARE = 0.5  # of the things: those that are almost unchanged
 # The shares of things, rough drawings and pictures of anything at these timesteps.
 KINDS_AT = {
     0: (0.36, 0.24, 0.40),
-    300: (0.36, 0.24, 0.40),
-    450: (0.45, 0.30, 0.25),
-    600: (0.64, 0.28, 0.08),
-    720: (0.84, 0.16, 0.0),
-    860: (1.0, 0.0, 0.0),
+    400: (0.36, 0.24, 0.40),
+    560: (0.45, 0.30, 0.25),
+    700: (0.64, 0.28, 0.08),
+    820: (0.84, 0.16, 0.0),
+    930: (1.0, 0.0, 0.0),
     1000: (1.0, 0.0, 0.0),
 }
 
@@ -81,6 +91,9 @@ class Choice:
     def __post_init__(self) -> None:
         device = self.cache.latents.device
         self.abar = torch.tensor(ABAR, device=device, dtype=torch.float32)
+        sigmas = ((1 - ABAR) / ABAR) ** 0.5
+        present = np.where(sigmas > FROM_NOISE, 1 - sigmas / sigmas[-1], 1)
+        self.present = torch.from_numpy(present).float().to(device)
         signal = ABAR**0.5
         empty = np.interp(signal, (0, 1), EMPTY)
         wrong = np.interp(signal, WRONG, (0, WRONG_SHARE))
@@ -92,7 +105,7 @@ class Choice:
         self.generator = torch.Generator(device)
 
     def __call__(self, step: int) -> list[Tensor]:
-        """x0 (B, 4, h, w), tokens (B, 77), t (B,), abar (B,) and noise like x0."""
+        """x0 (B, 4, h, w), tokens (B, 77), t, abar and present (B,), and noise like x0."""
         cache, b, generator = self.cache, self.batch, self.generator
         device = cache.latents.device
         generator.manual_seed(self.seed * 1_000_003 + step)
@@ -119,18 +132,29 @@ class Choice:
         tokens = torch.where((uniform() < self.is_wrong[t])[:, None], tokens.roll(1, 0), tokens)
         tokens = torch.where((uniform() < self.is_empty[t])[:, None], self.empty, tokens)
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        return [x0, tokens, t, self.abar[t], noise]
+        present = torch.where(uniform() < FROM_NOISE_SHARE, self.present[t], 1)
+        return [x0, tokens, t, self.abar[t], present, noise]
 
 
 def eps_loss(
-    models: nn.ModuleDict, x0: Tensor, tokens: Tensor, t: Tensor, abar: Tensor, noise: Tensor
+    models: nn.ModuleDict,
+    x0: Tensor,
+    tokens: Tensor,
+    t: Tensor,
+    abar: Tensor,
+    present: Tensor,
+    noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(weighted, plain) squared error of the predicted noise; t (B,) int64, abar (B,) of it."""
-    a, b = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
+    """(weighted, plain) squared error of the predicted noise.
+
+    t (B,) int64, abar (B,) of it; present (B,), the share of x0 that is in x.
+    """
+    a, b, share = (v[:, None, None, None] for v in (abar.sqrt(), (1 - abar).sqrt(), present))
     context = models["text_encoder"](tokens)
-    eps = models["unet"](a * x0 + b * noise, t.float(), context)
-    error = F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3))  # (B,)
-    snr = abar / (1 - abar)
+    eps = models["unet"](a * share * x0 + b * noise, t.float(), context)
+    target = noise - a / b * (1 - share) * x0  # the noise from which x0 follows, all of it
+    error = F.mse_loss(eps.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
+    snr = STD**2 * abar / (1 - abar)
     return (error * (snr + FLOOR).clamp(max=CAP) / snr).mean(), error.mean()
 
 
