@@ -97,11 +97,16 @@ const number = (x) => (x >= 9.95 ? x.toFixed(1) : x >= 0.995 ? x.toFixed(2) : x.
 const percent = (x) => (x >= 0.0995 ? Math.round(100 * x) : (100 * x).toPrecision(2)) + "\u00a0%";
 const steps = (n) => (n === 1 ? "1 step" : `${n} steps`);
 
-function times(sigma, other) {
-  if (sigma > 1.3) return `${number(sigma)} times as strong as ${other}`;
-  if (sigma > 0.75) return `about as strong as ${other}`;
-  return `${percent(sigma)} as strong as ${other}`;
+function times(ratio, other) {
+  if (ratio > 1.3) return `${number(ratio)} times as strong as ${other}`;
+  if (ratio > 0.75) return `about as strong as ${other}`;
+  return `${percent(ratio)} as strong as ${other}`;
 }
+
+// The root mean square of the init image's latent, as measured when noise was added; 0: not yet.
+const spread = (r) => (r.ledger?.snr > 0 ? r.ledger.sigma_added * Math.sqrt(r.ledger.snr) : 0);
+// How strong noise of this level is beside the init image.
+const strongAs = (r, sigma) => sigma / (spread(r) || 1);
 
 function headline(r) {
   if (reached(r) < 0) return r.failed ? "This run failed." : "The run at this strength starts.";
@@ -124,28 +129,29 @@ function story(r) {
   if (state.frame === last(r)) {
     if (!n) return "No noise was added and no step was run. The encoder only turned the init " +
       "image into a latent, and the decoder turned the latent into a picture again.";
-    const sigma = sigmaAt(r, 1);
-    if (sigma < 0.75) return "Little noise was added, so most of the init image stayed visible. " +
+    const ratio = strongAs(r, sigmaAt(r, 1));
+    if (ratio < 0.75) return "Little noise was added, so most of the init image stayed visible. " +
       "Only details were free to change. For more change, raise the strength.";
-    if (sigma < 2) return "The noise added was about as strong as the picture. What stayed " +
+    if (ratio < 2) return "The noise added was about as strong as the picture. What stayed " +
       "visible was kept. What the noise hid was invented to fit the prompt.";
     return "Much noise was added, so little of the init image stayed visible. The prompt decided " +
       "most of the result. To keep more of the init image, lower the strength.";
   }
   const sigma = sigmaAt(r, state.frame), next = sigmaAt(r, state.frame + 1);
+  const ratio = strongAs(r, sigma);
   if (state.frame === 1) {
     const which = d === 1 ? "step was" : `${d} of ${N} steps were`;
     return (d ? `The first ${which} skipped. ` : "") +
-      `Noise has just been added to the init image. It is ${times(sigma, "the init image")}. ` +
+      `Noise has just been added to the init image. It is ${times(ratio, "the init image")}. ` +
       "The network reads the prompt and predicts which part of this is noise.";
   }
   const lowered =
     `This step lowers the noise level from \u03c3 = ${number(sigma)} to ${number(next)}.`;
   if (state.frame === n) return "This is the last step. " +
     (next > 0 ? lowered : `It removes the noise that is left, \u03c3 = ${number(sigma)}.`);
-  if (sigma > 2) return "There is far more noise than picture, so only the large things are " +
+  if (ratio > 2) return "There is far more noise than picture, so only the large things are " +
     `decided: where they are, and in which colours. ${lowered}`;
-  if (sigma > 0.75) return "Noise and picture are about equal. The large shapes are decided. The " +
+  if (ratio > 0.75) return "Noise and picture are about equal. The large shapes are decided. The " +
     `steps now decide their parts and the shading. ${lowered}`;
   return `Most of the noise is gone. Only edges and small details are left to decide. ${lowered}`;
 }
@@ -237,9 +243,10 @@ function curve(r) {
   const Y = (sigma) => (height - (Math.sqrt(sigma) / most) * (height - top)).toFixed(1);
   const points = sigmas.map((sigma, i) => `${X(i + 1)},${Y(sigma)}`);
   const d = skipped(r), parts = [], labels = [];
-  for (const level of [1, 5, 10].filter((level) => level < sigmas[0] * 0.95)) {
-    const even = level === 1 && width > 500;
-    const label = `\u03c3 = ${level}${even ? ": as much noise as picture" : ""}`;
+  const even = spread(r);
+  for (const level of [even || 1, 5, 10].filter((level) => level < sigmas[0] * 0.95)) {
+    const label = level !== even ? `\u03c3 = ${level}`
+      : `\u03c3 = ${number(even)}${width > 500 ? ": as much noise as picture" : ""}`;
     parts.push(`<line class="grid" x1="0" x2="${width}" y1="${Y(level)}" y2="${Y(level)}"/>`);
     labels.push(`<text x="0" y="${Y(level) - 4}">${label}</text>`);
   }
@@ -400,8 +407,10 @@ function show() {
   $("strength").value = state.run;
   $("strength").setAttribute("aria-valuetext", `strength ${r.strength}`);
   $("strength-value").textContent = r.strength;
+  $("even").textContent = spread(r)
+    ? `At ${number(spread(r))}, the noise is as strong as the init image.` : "";
   $("strength-means").textContent = r.steps_run
-    ? `${r.steps_run} of ${steps(N)} run, noise ${number(sigmaAt(r, 1))} times the init image`
+    ? `${r.steps_run} of ${steps(N)} run, noise ${number(strongAs(r, sigmaAt(r, 1)))} times the init image`
     : `0 of ${steps(N)} run, no noise added`;
   resultCells.forEach(({ cell, canvas }, i) => {
     const other = data.runs[i];
