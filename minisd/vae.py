@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minisd.attention import attention
 from minisd.unet import Upsample
 
-SCALE = 0.18215  # scales latents to variance 1, which the noise levels are defined for
+SCALE = 0.18215  # scales SD's latents to variance 1, which its noise levels are meant for
 
 
 class ResnetBlock(nn.Module):

@@ -274,7 +274,7 @@ def test_grey_changes_much_less_than_in_proportion(emoji):
     with pytest.warns(UserWarning, match="only in part"):
         assert 1 < change(128) < 3
     with pytest.warns(UserWarning, match="all of the picture is redrawn"):
-        assert 30 < change(0) < 60
+        assert 15 < change(0) < 45
 
 
 # ---- the command line ----------------------------------------------------------------------------

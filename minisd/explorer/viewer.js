@@ -245,8 +245,7 @@ function curve(r) {
   const d = skipped(r), parts = [], labels = [];
   const even = spread(r);
   for (const level of [even || 1, 5, 10].filter((level) => level < sigmas[0] * 0.95)) {
-    const label = level !== even ? `\u03c3 = ${level}`
-      : `\u03c3 = ${number(even)}${width > 500 ? ": as much noise as picture" : ""}`;
+    const label = `\u03c3 = ${level === even ? number(even) : level}`;
     parts.push(`<line class="grid" x1="0" x2="${width}" y1="${Y(level)}" y2="${Y(level)}"/>`);
     labels.push(`<text x="0" y="${Y(level) - 4}">${label}</text>`);
   }
@@ -408,7 +407,7 @@ function show() {
   $("strength").setAttribute("aria-valuetext", `strength ${r.strength}`);
   $("strength-value").textContent = r.strength;
   $("even").textContent = spread(r)
-    ? `At ${number(spread(r))}, the noise is as strong as the init image.` : "";
+    ? `At ${number(spread(r))}, the noise is as strong as the picture.` : "";
   $("strength-means").textContent = r.steps_run
     ? `${r.steps_run} of ${steps(N)} run, noise ${number(strongAs(r, sigmaAt(r, 1)))} times the init image`
     : `0 of ${steps(N)} run, no noise added`;
