@@ -786,7 +786,7 @@ def drawn(sd, recipe: Recipe, image=None) -> Drawn:
 def test_the_reference_starts_from_the_same_latent(emoji, monkeypatch):
     """The distance to it falls with the steps of the sampler, as its error does."""
     monkeypatch.setattr(metrics, "REFERENCE_STEPS", 8)
-    recipe = Recipe("fire", strength=0.7, guidance=1.0, seed=1, sampler="k_euler")
+    recipe = Recipe("fire", strength=0.5, guidance=1.0, seed=1, sampler="k_euler")
     few, many = (drawn(emoji, replace(recipe, steps=s), FIRE) for s in (5, 20))
     noised: list[torch.Tensor] = []
 
