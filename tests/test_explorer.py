@@ -22,7 +22,7 @@ from minisd.cli.commands.explore import strength_list
 from minisd.cli.main import main
 from minisd.explorer import runs
 from minisd.explorer.runs import draw_all
-from minisd.images import open_image, resize, to_pil
+from minisd.images import open_image, resize, to_pil, to_tensor
 from minisd.recipes import Recipe, prepare
 from tests.chromium import NAMES, Chromium, find_chromium
 
@@ -361,6 +361,24 @@ def test_it_opens_with_the_result_at_strength_0_7(chromium, full_page):
     # Pixel for pixel on the canvas; CSS enlarges it.
     assert picture.convert("RGB").tobytes() == result.tobytes()
     assert chromium.run("getComputedStyle(stage).imageRendering") == "pixelated"
+
+
+@NEEDS_CHROMIUM
+def test_noise_is_compared_with_the_latent_of_the_init_image(chromium, small_page, emoji):
+    """Its root mean square, which is not 1; it is not known for a run that adds no noise."""
+    x0 = emoji.vae.encode(to_tensor(resize(open_image(SKETCH), (64, 64))))
+    spread, sigmas = float(x0.square().mean() ** 0.5), data_in(small_page)["sigmas"]
+    assert not 0.8 < spread < 1.25
+    chromium.open(small_page, READY)
+    for run, skipped in ((1, 2), (2, 0)):
+        chromium.run(f"setRun({run})")
+        shown = re.search(r"noise ([\d.]+) times", text_of(chromium, "strength-means"))
+        # Three digits; the page's run resized the sketch itself.
+        assert float(shown[1]) == pytest.approx(sigmas[skipped] / spread, rel=0.02)
+        shown = re.search(r"At ([\d.]+), the noise is as strong", text_of(chromium, "even"))
+        assert float(shown[1]) == pytest.approx(spread, rel=0.02)
+    chromium.run("setRun(0)")
+    assert text_of(chromium, "even") == ""
 
 
 @SLOW
