@@ -117,7 +117,8 @@ def two_causes(sd: minisd.StableDiffusion, drawing: Path) -> None:
         return minisd.img2img(sd, "fire", image, seed=seed, **settings).image
 
     print(f"\n29 against 30 steps, strength {STRENGTH}: distance of the pictures, of 255 levels")
-    print("        seed     both   level alone (23 steps)   count alone (level of 29)")
+    steps = f"{plans[29].steps_run} steps"
+    print(f"        seed     both   level alone ({steps})   count alone (level of 29)")
     rows = []
     for seed in MORE_SEEDS:
         base = draw(29, 29, seed)

@@ -125,8 +125,7 @@ assert 0.3 < measured / SCALE < 0.8
 
 # %% [markdown]
 # With SD 1.x's own autoencoder the two numbers would be close, but not equal, since the result
-# depends on the pictures. So 0.18215 is no law. It is one over a standard deviation that was
-# measured once.
+# depends on the pictures: 0.18215 is one over a standard deviation that was measured once.
 #
 # Here the program's factor is about twice the measured one: the small model's latents have a
 # standard deviation of about 2, on purpose. SD 1.x's latents have 64x64 places, and neighbours say

@@ -35,7 +35,8 @@ sampler takes as many steps as the calls in the column allow.
 
 A sampler that draws noise, or guides in its own way, has another limit than the rest. It is
 compared with 1000 steps of itself, on one Brownian path. So the two kinds have tables of their own,
-and their numbers say how soon a sampler settles, not which picture is better.
+and their numbers say how soon a sampler settles, not which picture is better. On a network, the
+board of all samplers leaves out the second kind: `minisd lab SAMPLER --board` measures one.
 
 ![Error by network calls](board.svg)
 """

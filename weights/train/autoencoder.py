@@ -167,7 +167,12 @@ def fold_scale(vae: VAE, images: list[Tensor], target: float = STD / SCALE) -> N
     """
     z = torch.cat([vae.encode(image) / SCALE for image in images])  # (N, 4, h, w)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    gain = target / std
+    change_latents(vae, mean, target / std)
+
+
+@torch.no_grad()
+def change_latents(vae: VAE, mean: Tensor, gain: Tensor) -> None:
+    """Subtract a mean from each unscaled latent channel, then multiply it by a gain, in place."""
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:4] *= gain[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - mean) * gain

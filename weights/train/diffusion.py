@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisd.schedule import ABAR
+from minisd.schedule import ABAR, SIGMAS
 from minisd.text_encoder import TextEncoder
 from minisd.tokenizer import END, LENGTH, START
 from weights.train import loop
@@ -91,8 +91,7 @@ class Choice:
     def __post_init__(self) -> None:
         device = self.cache.latents.device
         self.abar = torch.tensor(ABAR, device=device, dtype=torch.float32)
-        sigmas = ((1 - ABAR) / ABAR) ** 0.5
-        present = np.where(sigmas > FROM_NOISE, 1 - sigmas / sigmas[-1], 1)
+        present = np.where(SIGMAS > FROM_NOISE, 1 - SIGMAS / SIGMAS[-1], 1)
         self.present = torch.from_numpy(present).float().to(device)
         signal = ABAR**0.5
         empty = np.interp(signal, (0, 1), EMPTY)

@@ -38,11 +38,6 @@ def export(
     The factors of latent previews are fitted on `pictures`, with the loaded file.
     """
     parts = {"vae": vae, "unet": models["unet"], "text_encoder": models["text_encoder"]}
-    tensors = {
-        PREFIXES[part] + name: tensor.detach().to("cpu", torch.float16).contiguous()
-        for part, model in parts.items()
-        for name, tensor in model.state_dict().items()
-    }
     facts = {
         "name": f"minisd emoji {profile.size}",
         "unet_heads": profile.heads,
@@ -52,21 +47,34 @@ def export(
         "train": {"profile": profile.name, **trained},  # for resume(); minisd does not read it
     }
 
-    def write() -> minisd.StableDiffusion:
-        with replacing(path) as part:
-            save_file(tensors, part, metadata={"minisd": json.dumps(facts)})
-        return minisd.load(path)
-
-    factors, _ = fit(write(), pictures)
+    write(path, parts, facts)
+    factors, _ = fit(minisd.load(path), pictures)
     rows = [[round(float(value), 4) for value in row] for row in factors]
     facts |= {"latent_rgb": rows[:4], "latent_rgb_bias": rows[4]}
-    return write()
+    write(path, parts, facts)
+    return minisd.load(path)
+
+
+def write(path: Path, parts: dict[str, nn.Module], facts: dict) -> None:
+    """The file of these models, in float16. facts: what minisd and `resume` read beside them."""
+    tensors = {
+        PREFIXES[part] + name: tensor.detach().to("cpu", torch.float16).contiguous()
+        for part, model in parts.items()
+        for name, tensor in model.state_dict().items()
+    }
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"minisd": json.dumps(facts)})
+
+
+def facts_of(path: Path) -> dict:
+    """The facts in a file's metadata; {} if minisd did not write it."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("minisd", "{}"))
 
 
 def training_facts(path: Path) -> dict:
     """profile, step and seconds of an exported file's training; {} for other files."""
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("minisd", "{}")).get("train", {})
+    return facts_of(path).get("train", {})
 
 
 def resume(path: Path) -> dict:
