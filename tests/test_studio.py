@@ -709,6 +709,8 @@ def test_widths_light_and_dark(page):
         page.size(width, 800, phone=width < 700)
         page.dark(width > 1000)
         papers.add(page.run("getComputedStyle(document.body).backgroundColor"))
+        # The curve is drawn again for its new width in the frame after the page's.
+        page.wait(f"document.documentElement.scrollWidth === {width}")
         assert page.run("document.documentElement.scrollWidth") == width
         sizes = page.run(
             "[...document.querySelectorAll('p, h1, h2, label, button, dt, dd, input, select')]"
